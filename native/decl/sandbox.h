@@ -1,0 +1,1 @@
+int sv_close_range(unsigned int first, unsigned int last);
