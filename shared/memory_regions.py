@@ -97,7 +97,7 @@ class RegionTable:
         if size >= 0:
             for region in self.regions:
                 offset = guest_addr - region.guest_addr
-                if 0 <= offset and offset + size <= region.size and offset < region.size:
+                if offset >= 0 and offset + size <= region.size and offset < region.size:
                     return region, offset
         raise RegionError(f"Guest address {guest_addr:#x} (size {size:#x}) is outside RAM",
                           "the whole range must lie in one region")
@@ -107,7 +107,7 @@ class RegionTable:
         if size >= 0:
             for region in self.regions:
                 offset = user_addr - region.user_addr
-                if 0 <= offset and offset + size <= region.size and offset < region.size:
+                if offset >= 0 and offset + size <= region.size and offset < region.size:
                     return region, offset
         raise RegionError(f"User address {user_addr:#x} (size {size:#x}) is outside RAM",
                           "the whole range must lie in one region")
