@@ -55,6 +55,14 @@ class Vcpu:
         """Run the guest with the GIL released until an exit that C can't serve, or a kick."""
         raise NotImplementedError
 
+    def finish(self) -> Exit:
+        """Finish the access of the last exit without running the guest.
+
+        EXIT_KICKED when done (the registers are whole); or the next item of a string or split
+        access, to be handled like one that came from `run`.
+        """
+        raise NotImplementedError
+
     def complete_read(self, value: int) -> None:
         """Give the guest the result of the read exit just returned by `run`."""
         raise NotImplementedError
@@ -63,8 +71,16 @@ class Vcpu:
         """Called once by the vCPU's own thread before its first `run` (signal set-up)."""
         raise NotImplementedError
 
+    def unbind_thread(self) -> None:
+        """The thread's last call: kicks go nowhere from now on."""
+        raise NotImplementedError
+
     def kick(self) -> None:
         """Make `run` return EXIT_KICKED soon, and at once if it is entered later. Any thread."""
+        raise NotImplementedError
+
+    def counters(self) -> dict[str, int]:
+        """How many exits C served ("served"), Python was handed ("forwarded"), "kicks"."""
         raise NotImplementedError
 
     def error_report(self) -> str:
@@ -103,8 +119,9 @@ class Uart:
     """The native 16550A at one port range; served in C on the vCPU thread.
 
     The guest's output collects in a bounded native ring; `output_fd` (an eventfd) becomes
-    readable when there is some.  When the ring is full LSR.THRE stays clear until
-    `take_output` made room.
+    readable when there is some, and stays so until `take_output` emptied the ring.  When the
+    ring is full LSR.THRE stays clear until `take_output` made room.  It also becomes readable
+    when `put_input` had to refuse bytes and there is room for some again.
     """
 
     __slots__ = ()
@@ -166,6 +183,14 @@ class Vm:
         """A native 16550A at `port`, with interrupt `gsi` (edge)."""
         raise NotImplementedError
 
+    def forward_ports(self, port: int, count: int) -> None:
+        """Bring accesses to ports that C answers as absent (CMOS, 8042 data, ...) to Python."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Interrupt controllers, PIT and vCPUs as they were created; the vCPUs are paused."""
+        raise NotImplementedError
+
     def add_power_registers(self, base: int) -> None:
         """ACPI sleep-control (base+0), sleep-status (base+1) and reset (base+2) registers in C.
 
@@ -191,6 +216,14 @@ class Hypervisor:
     """The entry: opens the hypervisor, creates VMs, tells what the host supports."""
 
     __slots__ = ()
+
+    def max_vcpus(self) -> int:
+        """How many vCPUs the host allows in one VM."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of the hypervisor; VMs live on."""
+        raise NotImplementedError
 
     def create_vm(self) -> Vm:
         """:raises HypervisorError: no access, too old, or the host refuses."""

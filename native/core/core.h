@@ -1,0 +1,152 @@
+// The core's native part: KVM run loop, devices on the hot path, guest memory.
+//
+// Functions return 0 or a positive value on success and a negative errno on failure.
+#pragma once
+
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "core/uart.h"
+
+// Why sv_vcpu_run() came back; the same numbers as EXIT_* in vmm/hypervisor/interface.py.
+#define SV_EXIT_IO_READ 1
+#define SV_EXIT_IO_WRITE 2
+#define SV_EXIT_MMIO_READ 3
+#define SV_EXIT_MMIO_WRITE 4
+#define SV_EXIT_KICKED 5
+#define SV_EXIT_SHUTDOWN 6
+#define SV_EXIT_RESET 7
+#define SV_EXIT_POWEROFF 8
+#define SV_EXIT_INTERNAL_ERROR 9
+#define SV_EXIT_UNKNOWN 10
+
+// ---- machine.c: what all vCPUs of a VM serve in C --------------------------------------------
+
+// ACPI 6.4, 4.8.3.7: SLP_TYP of S5 in our DSDT; 4.8.3.6: RESET_VALUE in our FADT.
+#define SV_SLEEP_TYPE_S5 5
+#define SV_RESET_VALUE 1
+#define SV_POWER_REGISTERS 3
+#define SV_MAX_STATUS 64
+
+// InterruptStatus of one virtio-mmio device (virtio 1.2, 4.2.2).
+struct sv_status {
+	uint64_t base;
+	_Atomic uint32_t bits;
+	_Atomic uint32_t live;
+};
+
+struct sv_machine;
+
+int sv_machine_create(struct sv_machine **machine);
+void sv_machine_destroy(struct sv_machine *machine);
+// Serve the UART at `port`, which must outlive the machine. Before the first vCPU runs.
+int sv_machine_add_uart(struct sv_machine *machine, uint16_t port, struct sv_uart *uart);
+int sv_machine_add_power(struct sv_machine *machine, uint64_t base);
+// Any time; `status` lives as long as the machine.
+int sv_machine_add_status(struct sv_machine *machine, uint64_t base, struct sv_status **status);
+// Let Python serve ports that C would answer as absent.
+int sv_machine_forward_ports(struct sv_machine *machine, uint32_t port, uint32_t count);
+
+void sv_status_set_live(struct sv_status *status, int live);
+void sv_status_raise(struct sv_status *status, uint32_t bits);
+void sv_status_clear(struct sv_status *status);
+uint32_t sv_status_read(struct sv_status *status);
+
+// Result of the two below: an SV_EXIT_* that ends the run, or one of these.
+#define SV_SERVED 0
+#define SV_FORWARD (-1)
+int sv_machine_port(struct sv_machine *machine, uint16_t port, uint32_t size, bool write,
+		    uint8_t *data);
+int sv_machine_mmio(struct sv_machine *machine, uint64_t address, uint32_t size, bool write,
+		    uint8_t *data);
+
+// ---- vcpu.c: the run loop ---------------------------------------------------------------------
+
+struct sv_vcpu {
+	// Of the last exit that was forwarded.
+	uint64_t exit_address;
+	uint64_t exit_value;
+	uint32_t exit_size;
+	int run_errno;     // errno of a failed KVM_RUN, else 0
+	int fd;
+	struct kvm_run *run;
+	// Counters; written by the vCPU's thread alone.
+	uint64_t served;    // exits answered in C
+	uint64_t forwarded; // exits handed to Python
+	uint64_t kicks;     // runs ended by a kick
+
+	size_t run_size;
+	struct sv_machine *machine;
+	uint8_t *read_data;  // where the answer of a forwarded read goes
+	uint32_t io_next;    // next item of a port access, of io_count
+	uint32_t io_count;
+	_Atomic int kicked;
+	_Atomic int in_run;
+	pthread_mutex_t kick_lock; // guards tid
+	pid_t tid;
+};
+
+int sv_vcpu_create(int vm_fd, uint32_t index, int run_size, struct sv_machine *machine,
+		   struct sv_vcpu **vcpu);
+void sv_vcpu_destroy(struct sv_vcpu *vcpu);
+// On the vCPU's own thread: before its first run, and after its last.
+int sv_vcpu_bind(struct sv_vcpu *vcpu);
+void sv_vcpu_unbind(struct sv_vcpu *vcpu);
+// Run until an exit that C can't serve or a kick; returns SV_EXIT_*.
+int sv_vcpu_run(struct sv_vcpu *vcpu);
+// Finish the access of the last exit without running the guest: SV_EXIT_KICKED when done, else
+// the next item of a string or split access.
+int sv_vcpu_finish(struct sv_vcpu *vcpu);
+void sv_vcpu_complete_read(struct sv_vcpu *vcpu, uint64_t value);
+// Any thread. A kick makes the current or else the next run end with SV_EXIT_KICKED.
+void sv_vcpu_kick(struct sv_vcpu *vcpu);
+
+// ---- kvm.c --------------------------------------------------------------------------------------
+
+int sv_ioctl(int fd, unsigned long request, void *argument);
+int sv_ioctl_value(int fd, unsigned long request, unsigned long value);
+pid_t sv_thread_id(void);
+
+// What KVM said about an internal error or a failed entry, out of the unions of kvm_run.
+struct sv_failure {
+	uint32_t reason;    // KVM_EXIT_*
+	uint32_t suberror;
+	uint32_t count;     // valid words in data
+	uint64_t data[16];
+	uint32_t insn_size; // valid bytes in insn, only if KVM says that they are
+	uint8_t insn[15];
+	uint64_t hardware_reason;
+	uint32_t cpu;
+};
+void sv_vcpu_failure(struct sv_vcpu *vcpu, struct sv_failure *failure);
+
+// ---- memory.c -----------------------------------------------------------------------------------
+
+// A sealed memfd of `size` bytes (SHRINK, GROW, SEAL: holes can still be punched).
+int sv_memory_memfd(const char *name, uint64_t size);
+// Take the file for this VM alone: -EWOULDBLOCK if another one has it.
+int sv_memory_lock(int fd);
+// Page size of the file system of `fd`: the huge page size on hugetlbfs.
+int64_t sv_memory_page_size(int fd);
+// Map the whole file, 2 MiB aligned, between guard pages. The reservation is what to unmap.
+struct sv_mapping {
+	uint64_t address;
+	uint64_t size;
+	uint64_t reserved_address;
+	uint64_t reserved_size;
+};
+int sv_memory_map(int fd, uint64_t size, uint64_t page_size, int dump, struct sv_mapping *mapping);
+void sv_memory_unmap(struct sv_mapping *mapping);
+int sv_memory_populate(struct sv_mapping *mapping, uint64_t page_size, uint32_t threads);
+// Copy `length` bytes from `fd` at `offset` to `memory_fd` at `memory_offset`, which is mapped
+// at `address`; -ENODATA if the file ends before.
+int sv_memory_load(int memory_fd, uint64_t memory_offset, uint64_t address, int fd,
+		   uint64_t offset, uint64_t length);
+void sv_memory_copy_out(void *to, uint64_t address, uint64_t length);
+void sv_memory_copy_in(uint64_t address, const void *from, uint64_t length);
+void sv_memory_zero(uint64_t address, uint64_t length);

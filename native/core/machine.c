@@ -1,0 +1,241 @@
+// What every vCPU answers in C: UART, virtio-mmio interrupt words, power registers, absent ports.
+#include "core/core.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PORT_8042_DATA 0x60
+#define PORT_SYSTEM_B 0x61
+#define PORT_8042 0x64
+#define RESET_PULSE 0xfe
+
+#define VIRTIO_INTERRUPT_STATUS 0x60
+#define VIRTIO_INTERRUPT_ACK 0x64
+
+#define SLEEP_ENABLE 0x20
+
+struct sv_machine {
+	struct sv_uart *uart;
+	uint16_t uart_port;
+	bool has_power;
+	uint64_t power_base;
+	pthread_mutex_t lock; // writers of status
+	_Atomic uint32_t status_count;
+	struct sv_status status[SV_MAX_STATUS];
+	uint8_t absent[65536 / 8]; // ports that read all ones and ignore writes
+};
+
+// Ports that guests probe although the machine has nothing there: answered here, because an
+// answer by Python costs as much as many probes. Others go to Python, which says the same.
+static const struct {
+	uint16_t port, count;
+} absent_ports[] = {
+	{0x0000, 0x20}, {0x002e, 2},    {0x004e, 2},    {0x0060, 1},    {0x0062, 2},
+	{0x0070, 8},    {0x0080, 0x20}, {0x00c0, 0x20}, {0x00ed, 1},    {0x00f0, 0x10},
+	{0x0170, 8},    {0x01f0, 8},    {0x0278, 8},    {0x02e8, 8},    {0x02f8, 8},
+	{0x0376, 10},   {0x03b0, 0x30}, {0x03e8, 8},    {0x03f0, 0x10}, {0x0510, 12},
+	{0x0cf8, 8},    {0x5658, 2},
+};
+
+static void mark_ports(struct sv_machine *machine, uint32_t port, uint32_t count, bool absent)
+{
+	for (uint32_t p = port; p < port + count; p++) {
+		if (absent)
+			machine->absent[p / 8] |= 1u << p % 8;
+		else
+			machine->absent[p / 8] &= ~(1u << p % 8);
+	}
+}
+
+int sv_machine_create(struct sv_machine **out)
+{
+	struct sv_machine *machine = calloc(1, sizeof(*machine));
+
+	if (!machine)
+		return -ENOMEM;
+	pthread_mutex_init(&machine->lock, NULL);
+	for (size_t i = 0; i < sizeof(absent_ports) / sizeof(absent_ports[0]); i++)
+		mark_ports(machine, absent_ports[i].port, absent_ports[i].count, true);
+	*out = machine;
+	return 0;
+}
+
+void sv_machine_destroy(struct sv_machine *machine)
+{
+	if (!machine)
+		return;
+	pthread_mutex_destroy(&machine->lock);
+	free(machine);
+}
+
+int sv_machine_add_uart(struct sv_machine *machine, uint16_t port, struct sv_uart *uart)
+{
+	if (port > 65536 - SV_UART_PORTS)
+		return -EINVAL;
+	if (machine->uart)
+		return -EBUSY;
+	machine->uart_port = port;
+	machine->uart = uart;
+	return 0;
+}
+
+int sv_machine_add_power(struct sv_machine *machine, uint64_t base)
+{
+	if (machine->has_power)
+		return -EBUSY;
+	machine->power_base = base;
+	machine->has_power = true;
+	return 0;
+}
+
+int sv_machine_add_status(struct sv_machine *machine, uint64_t base, struct sv_status **status)
+{
+	int ret = 0;
+	uint32_t count;
+
+	pthread_mutex_lock(&machine->lock);
+	count = atomic_load(&machine->status_count);
+	for (uint32_t i = 0; i < count; i++) {
+		if (machine->status[i].base == base)
+			ret = -EEXIST;
+	}
+	if (!ret && count == SV_MAX_STATUS)
+		ret = -ENOSPC;
+	if (!ret) {
+		*status = &machine->status[count];
+		(*status)->base = base;
+		// The vCPUs read the count first: they see the base with it.
+		atomic_store(&machine->status_count, count + 1);
+	}
+	pthread_mutex_unlock(&machine->lock);
+	return ret;
+}
+
+int sv_machine_forward_ports(struct sv_machine *machine, uint32_t port, uint32_t count)
+{
+	if (port > 65536 || count > 65536 - port)
+		return -EINVAL;
+	mark_ports(machine, port, count, false);
+	return 0;
+}
+
+void sv_status_set_live(struct sv_status *status, int live)
+{
+	atomic_store(&status->live, live ? 1 : 0);
+}
+
+void sv_status_raise(struct sv_status *status, uint32_t bits)
+{
+	atomic_fetch_or(&status->bits, bits);
+}
+
+void sv_status_clear(struct sv_status *status)
+{
+	atomic_store(&status->live, 0);
+	atomic_store(&status->bits, 0);
+}
+
+uint32_t sv_status_read(struct sv_status *status)
+{
+	return atomic_load(&status->bits) | atomic_load(&status->live);
+}
+
+static bool is_absent(const struct sv_machine *machine, uint16_t port)
+{
+	return machine->absent[port / 8] & 1u << port % 8;
+}
+
+// One byte of a port that this file knows: wider accesses are several bytes, as on an ISA bus.
+static int serve_byte(struct sv_machine *machine, uint16_t port, bool write, uint8_t *data)
+{
+	uint32_t offset = (uint32_t)port - machine->uart_port;
+
+	if (machine->uart && offset < SV_UART_PORTS) {
+		if (write)
+			sv_uart_write(machine->uart, offset, *data);
+		else
+			*data = sv_uart_read(machine->uart, offset);
+		return SV_SERVED;
+	}
+	if (write)
+		return port == PORT_8042 && *data == RESET_PULSE ? SV_EXIT_RESET : SV_SERVED;
+	*data = 0xff;
+	// Input buffer empty, so that `reboot=k` writes its pulse at once; output never drained,
+	// so that Linux's i8042 probe gives up in a millisecond instead of half a second.
+	if (port == PORT_8042)
+		*data = 0xfd;
+	// Without KVM's own speaker port: timer 2 has always expired.
+	if (port == PORT_SYSTEM_B)
+		*data = 0x20;
+	return SV_SERVED;
+}
+
+static bool is_known(const struct sv_machine *machine, uint16_t port)
+{
+	return is_absent(machine, port) || port == PORT_8042 || port == PORT_SYSTEM_B ||
+	       (machine->uart && (uint32_t)port - machine->uart_port < SV_UART_PORTS);
+}
+
+int sv_machine_port(struct sv_machine *machine, uint16_t port, uint32_t size, bool write,
+		    uint8_t *data)
+{
+	if (!is_known(machine, port))
+		return SV_FORWARD;
+	for (uint32_t i = 0; i < size; i++) {
+		int ret = serve_byte(machine, (uint16_t)(port + i), write, data + i);
+
+		if (ret != SV_SERVED)
+			return ret;
+	}
+	return SV_SERVED;
+}
+
+static int serve_power(uint64_t offset, bool write, uint8_t *data)
+{
+	if (!write) {
+		*data = 0; // WAK_STS is never set: we don't wake, we start
+		return SV_SERVED;
+	}
+	if (offset == 0 && *data & SLEEP_ENABLE && (*data >> 2 & 7) == SV_SLEEP_TYPE_S5)
+		return SV_EXIT_POWEROFF;
+	if (offset == 2 && *data == SV_RESET_VALUE)
+		return SV_EXIT_RESET;
+	return SV_SERVED;
+}
+
+static struct sv_status *find_status(struct sv_machine *machine, uint64_t base)
+{
+	uint32_t count = atomic_load_explicit(&machine->status_count, memory_order_acquire);
+
+	for (uint32_t i = 0; i < count; i++) {
+		if (machine->status[i].base == base)
+			return &machine->status[i];
+	}
+	return NULL;
+}
+
+int sv_machine_mmio(struct sv_machine *machine, uint64_t address, uint32_t size, bool write,
+		    uint8_t *data)
+{
+	uint32_t wanted = write ? VIRTIO_INTERRUPT_ACK : VIRTIO_INTERRUPT_STATUS;
+	uint64_t offset = address - machine->power_base;
+	struct sv_status *status;
+	uint32_t word;
+
+	if (size == 4 && (address & 0xff) == wanted) {
+		status = find_status(machine, address - wanted);
+		if (status && write) {
+			memcpy(&word, data, sizeof(word));
+			atomic_fetch_and(&status->bits, ~word);
+		} else if (status) {
+			word = sv_status_read(status);
+			memcpy(data, &word, sizeof(word));
+		}
+		if (status)
+			return SV_SERVED;
+	}
+	if (machine->has_power && size == 1 && offset < SV_POWER_REGISTERS)
+		return serve_power(offset, write, data);
+	return SV_FORWARD;
+}

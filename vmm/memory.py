@@ -1,0 +1,214 @@
+"""Guest RAM: one file descriptor, mapped once, shared with the workers.
+
+By default a memfd sealed against resizing (ARCHITECTURE.md, decision 4), with `-mem-path` a
+file, on hugetlbfs or not.  The file is laid out as the guest sees RAM without its gap: first
+what lies below the gap, then what lies from 4 GiB.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EAGAIN, EFAULT, ENODATA, ENOMEM
+from stat import S_ISDIR, S_ISREG
+from typing import TYPE_CHECKING
+
+from native._core import ffi, lib
+from shared.errors import RegionError
+from shared.memory_regions import MemoryRegion, RegionTable
+from vmm.errors import ConfigError, MemoryAccessError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from vmm.config.model import MemoryConfig
+
+GAP_START = 0xC0000000  # RAM ends here at the latest, for MMIO below 4 GiB
+GAP_END = 1 << 32  # and goes on here
+BASE_PAGE = 4096
+MAX_THREADS = 16
+
+
+class GuestMemory:
+    """All RAM of one VM, mapped into this process. Sizes and addresses are bytes.
+
+    :param dump_guest_core: whether a core dump of this process contains guest RAM.
+    :raises ConfigError: the size or the -mem-path can't be honoured.
+    """
+
+    def __init__(self, config: MemoryConfig, dump_guest_core: bool = True,
+                 gap_start: int = GAP_START, gap_end: int = GAP_END) -> None:
+        self.size = config.size
+        self.fd = -1
+        self._mapping = ffi.new("struct sv_mapping *")
+        self._created = ""  # a file that we made and that must go if something fails
+        try:
+            self.fd = self._open_file(config.path) if config.path else self._open_memfd()
+            self.page_size = self._check_page_size(config.path)
+            self._map(dump_guest_core)
+            if config.prealloc:
+                self._populate()
+        except BaseException:
+            self._undo()
+            raise
+        base: int = self._mapping.address
+        low = min(self.size, gap_start)
+        self.table = RegionTable([MemoryRegion(0, low, base, 0)])
+        if self.size > low:
+            self.table.add(MemoryRegion(gap_end, self.size - low, base + low, low))
+        self.regions = self.table.regions
+
+    # ---- making ------------------------------------------------------------------------------
+
+    def _open_memfd(self) -> int:
+        self._check_size(BASE_PAGE, "-m")
+        fd: int = lib.sv_memory_memfd(b"guest-ram", self.size)
+        if fd < 0:
+            raise ConfigError(f"-m: cannot create {self.size} bytes of guest RAM: "
+                              f"{os.strerror(-fd)}", "ask for less or raise the limit")
+        return fd
+
+    def _open_file(self, path: str) -> int:
+        try:
+            return self._open_path(path)
+        except OSError as error:
+            raise ConfigError(f"-mem-path {path}: {error.strerror}",
+                              "name a directory or file that this user can write") from error
+
+    def _open_path(self, path: str) -> int:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            self._created = path
+            return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        if S_ISDIR(mode):
+            # Without a name from the start, or at once: nothing is ever left behind.
+            name = os.path.join(path, f"guest-ram-{os.getpid()}-{os.urandom(6).hex()}")
+            fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            os.unlink(name)
+            return fd
+        if not S_ISREG(mode):
+            raise ConfigError(f"-mem-path {path}: neither a directory nor a regular file",
+                              "name one of them")
+        return os.open(path, flags & ~os.O_NOFOLLOW)
+
+    def _check_size(self, page_size: int, option: str) -> None:
+        if self.size <= 0 or self.size % page_size:
+            kind = "huge page" if page_size > BASE_PAGE else "page"
+            raise ConfigError(f"{option}: {self.size} bytes of guest RAM are not a multiple of "
+                              f"the {kind} size, {page_size} bytes", "choose such a size with -m")
+
+    def _check_page_size(self, path: str | None) -> int:
+        page_size: int = lib.sv_memory_page_size(self.fd)
+        if page_size < 0:
+            raise ConfigError(f"-mem-path {path}: {os.strerror(-page_size)}",
+                              "name another directory")
+        if path is None:
+            return page_size
+        self._check_size(page_size, f"-mem-path {path}")
+        locked = lib.sv_memory_lock(self.fd)
+        if locked == -EAGAIN:
+            raise ConfigError(f"-mem-path {path}: another process uses this file",
+                              "give each VM its own file, or name a directory")
+        try:
+            present = os.fstat(self.fd).st_size
+            if present not in (0, self.size):
+                raise ConfigError(f"-mem-path {path}: the file has {present} bytes, the guest's "
+                                  f"RAM {self.size}", "match -m to it, or name an empty file")
+            if present == 0:
+                os.ftruncate(self.fd, self.size)
+        except OSError as error:
+            raise ConfigError(f"-mem-path {path}: cannot be {self.size} bytes long: "
+                              f"{error.strerror}", "free some space there") from error
+        return page_size
+
+    def _map(self, dump: bool) -> None:
+        result = lib.sv_memory_map(self.fd, self.size, self.page_size, dump, self._mapping)
+        if result < 0:
+            huge = self.page_size > BASE_PAGE
+            raise ConfigError(
+                f"Cannot map {self.size} bytes of guest RAM: {os.strerror(-result)}",
+                "reserve more huge pages (vm.nr_hugepages)" if huge and result == -ENOMEM
+                else "ask for less with -m")
+
+    def _populate(self) -> None:
+        threads = max(1, min(MAX_THREADS, os.cpu_count() or 1, self.size >> 26))
+        result = lib.sv_memory_populate(self._mapping, self.page_size, threads)
+        if result < 0:
+            # EFAULT stands for the SIGBUS that a touch would have met.
+            reason = os.strerror(ENOMEM if result == -EFAULT else -result)
+            raise ConfigError(f"-mem-prealloc: cannot allocate {self.size} bytes of guest RAM: "
+                              f"{reason}", "ask for less with -m or free some memory")
+
+    def _undo(self) -> None:
+        self.close()
+        if self._created:
+            try:
+                os.unlink(self._created)
+            except OSError:
+                pass  # the error that brought us here is what the user must see
+
+    # ---- access ------------------------------------------------------------------------------
+
+    def host_address(self, gpa: int, size: int) -> int:
+        """Where the guest range [gpa, gpa + size) is in this process.
+
+        :raises MemoryAccessError: it is not all in one region of RAM.
+        """
+        return self._find(gpa, size)[0]
+
+    def _find(self, gpa: int, size: int) -> tuple[int, int]:
+        """Host address and file offset of a guest range."""
+        try:
+            region, offset = self.table.translate(gpa, size)
+        except RegionError as error:
+            raise MemoryAccessError(error.what, "it must lie in guest RAM") from error
+        return region.user_addr + offset, region.file_offset + offset
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """`size` bytes at guest-physical address `gpa`.
+
+        :raises MemoryAccessError: not all in RAM.
+        """
+        return bytes(ffi.buffer(ffi.cast("char *", self.host_address(gpa, size)), size))
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Write `data` at guest-physical address `gpa`.
+
+        :raises MemoryAccessError: not all in RAM.
+        """
+        size = len(data)
+        ffi.memmove(ffi.cast("char *", self.host_address(gpa, size)), data, size)
+
+    def zero(self, gpa: int, size: int) -> None:
+        """Zero a range, without the GIL.
+
+        :raises MemoryAccessError: not all in RAM.
+        """
+        lib.sv_memory_zero(self.host_address(gpa, size), size)
+
+    def load_file(self, gpa: int, fd: int, offset: int, length: int) -> None:
+        """Copy `length` bytes at `offset` of a file to `gpa`, by sendfile, without the GIL.
+
+        :raises MemoryAccessError: the destination is not all in RAM.
+        :raises OSError: the file can't be read; ENODATA if it ends too early.
+        """
+        if offset < 0:
+            raise OSError(ENODATA, "negative file offset")
+        address, memory_offset = self._find(gpa, length)
+        result: int = lib.sv_memory_load(self.fd, memory_offset, address, fd, offset, length)
+        if result == -ENODATA:
+            raise OSError(ENODATA, f"the file ends before {offset + length} bytes")
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+
+    def close(self) -> None:
+        """Unmap and close; nothing may use `host_address` results any more."""
+        lib.sv_memory_unmap(self._mapping)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def mapping(self) -> Any:
+        """The native `struct sv_mapping *` of all RAM, for native code of the core."""
+        return self._mapping
