@@ -1,7 +1,6 @@
-"""The driver side of a split virtqueue in shared memory, for tests of back ends (no KVM).
+"""The driver's side of a split virtqueue (virtio 1.2, 2.7) in a memfd that a back end maps.
 
-virtio 1.2, 2.7.  `GuestRam` is a memfd with one region; `GuestRing` puts a ring into it and
-exchanges buffers with whatever serves it.
+Tests build chains from it, honest or hostile: every field can be written as wished.
 """
 
 from __future__ import annotations
@@ -11,150 +10,207 @@ import os
 import select
 import struct
 import time
+from collections.abc import Sequence
 
-from shared.memory_regions import MemoryRegion
+NEXT = 1
+WRITE = 2
+INDIRECT = 4
 
-USER_BASE = 0x7F00_0000_0000
+F_INDIRECT_DESC = 1 << 28
+F_EVENT_IDX = 1 << 29
+F_VERSION_1 = 1 << 32
 
-DESC_NEXT = 1
-DESC_WRITE = 2
+IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
+OK, IOERR, UNSUPP = 0, 1, 2
+UNSET = 0xAA  # what the status byte holds before the device writes it
 
 
-class GuestRam:
-    """`size` bytes of shared memory at guest-physical `base`, with a bump allocator."""
+class GuestMemory:
+    """RAM of `size` bytes at guest address `base`, in a memfd."""
 
-    def __init__(self, size: int = 1 << 20, base: int = 0) -> None:
+    def __init__(self, size: int = 16 << 20, base: int = 0x10000000) -> None:
         self.size = size
         self.base = base
         self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, size)
         self.map = mmap.mmap(self.fd, size)
-        self.region = MemoryRegion(base, size, USER_BASE + base, 0)
         self._next = 0
 
-    def allocate(self, size: int, align: int = 16) -> int:
-        """A guest-physical address of `size` fresh bytes."""
-        self._next = (self._next + align - 1) // align * align
-        address = self._next
+    def alloc(self, size: int, align: int = 4096) -> int:
+        """A guest address with `size` bytes that nobody else has."""
+        self._next = (self._next + align - 1) & ~(align - 1)
+        address = self.base + self._next
         self._next += size
-        assert self._next <= self.size
-        return self.base + address
+        assert self._next <= self.size, "guest memory exhausted"
+        return address
 
     def read(self, address: int, size: int) -> bytes:
-        offset = address - self.base
-        return self.map[offset:offset + size]
+        at = address - self.base
+        return self.map[at:at + size]
 
     def write(self, address: int, data: bytes) -> None:
-        offset = address - self.base
-        self.map[offset:offset + len(data)] = data
+        at = address - self.base
+        self.map[at:at + len(data)] = data
 
-    def user(self, address: int) -> int:
-        """The front end's user address, as vhost-user names it."""
-        return self.region.user_addr + address - self.base
+    def fill(self, address: int, size: int, byte: int) -> None:
+        self.write(address, bytes([byte]) * size)
 
     def close(self) -> None:
         self.map.close()
         os.close(self.fd)
 
 
-class GuestRing:
-    """One virtqueue as a driver sees it: `submit` chains, `wait_used` for them."""
+Buffer = tuple[int, int, bool]  # address, length, device-writable
 
-    def __init__(self, ram: GuestRam, size: int = 64) -> None:
-        self.ram = ram
+
+class GuestRing:
+    """One ring: descriptors, available, used, kick and call eventfds."""
+
+    def __init__(self, memory: GuestMemory, size: int = 128, features: int = F_VERSION_1) -> None:
+        self.memory = memory
         self.size = size
-        self.desc = ram.allocate(16 * size, 16)
-        self.avail = ram.allocate(6 + 2 * size, 2)
-        self.used = ram.allocate(6 + 8 * size, 4)
+        self.features = features
+        self.desc = memory.alloc(16 * size, 4096)
+        self.avail = memory.alloc(6 + 2 * size, 4096)
+        self.used = memory.alloc(6 + 8 * size, 4096)
         self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.err_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.avail_idx = 0
-        self.used_idx = 0
-        self._free = list(range(size))
+        self.used_seen = 0
+        self.free = list(range(size - 1, -1, -1))
+        self.chains: dict[int, list[int]] = {}
 
-    def submit(self, buffers: list[tuple[int, int, bool]], kick: bool = True) -> int:
-        """Make a chain of (address, length, device writes) available; returns its head."""
-        heads = [self._free.pop(0) for _ in buffers]
-        for i, (address, length, writes) in enumerate(buffers):
-            more = i + 1 < len(buffers)
-            flags = (DESC_NEXT if more else 0) | (DESC_WRITE if writes else 0)
-            self.ram.write(self.desc + 16 * heads[i], struct.pack(
-                "<QIHH", address, length, flags, heads[i + 1] if more else 0))
-        slot = self.avail_idx % self.size
-        self.ram.write(self.avail + 4 + 2 * slot, struct.pack("<H", heads[0]))
+    # ---- raw fields ------------------------------------------------------------------------
+
+    def put_desc(self, index: int, address: int, length: int, flags: int, next_: int,
+                 table: int | None = None) -> None:
+        at = (self.desc if table is None else table) + 16 * index
+        self.memory.write(at, struct.pack("<QIHH", address, length, flags, next_))
+
+    def put_avail(self, head: int) -> None:
+        """Append a head to the available ring (not yet visible: see `publish`)."""
+        at = self.avail + 4 + 2 * (self.avail_idx % self.size)
+        self.memory.write(at, struct.pack("<H", head))
         self.avail_idx = (self.avail_idx + 1) & 0xFFFF
-        self.ram.write(self.avail + 2, struct.pack("<H", self.avail_idx))
+
+    def set_avail_idx(self, index: int) -> None:
+        self.memory.write(self.avail + 2, struct.pack("<H", index & 0xFFFF))
+
+    def set_used_event(self, index: int) -> None:
+        self.memory.write(self.avail + 4 + 2 * self.size, struct.pack("<H", index & 0xFFFF))
+
+    def set_avail_flags(self, flags: int) -> None:
+        self.memory.write(self.avail, struct.pack("<H", flags))
+
+    @property
+    def avail_event(self) -> int:
+        return int.from_bytes(self.memory.read(self.used + 4 + 8 * self.size, 2), "little")
+
+    @property
+    def used_idx(self) -> int:
+        return int.from_bytes(self.memory.read(self.used + 2, 2), "little")
+
+    # ---- honest chains ---------------------------------------------------------------------
+
+    def add(self, buffers: Sequence[Buffer], indirect: bool = False) -> int:
+        """Put a chain into the ring; returns its head."""
+        if indirect:
+            table = self.memory.alloc(16 * len(buffers), 16)
+            for i, (address, length, writable) in enumerate(buffers):
+                last = i == len(buffers) - 1
+                flags = (WRITE if writable else 0) | (0 if last else NEXT)
+                self.put_desc(i, address, length, flags, 0 if last else i + 1, table)
+            head = self.free.pop()
+            self.put_desc(head, table, 16 * len(buffers), INDIRECT, 0)
+            used = [head]
+        else:
+            used = [self.free.pop() for _ in buffers]
+            head = used[0]
+            for i, (address, length, writable) in enumerate(buffers):
+                last = i == len(buffers) - 1
+                flags = (WRITE if writable else 0) | (0 if last else NEXT)
+                self.put_desc(used[i], address, length, flags, 0 if last else used[i + 1])
+        self.chains[head] = used
+        self.put_avail(head)
+        return head
+
+    def publish(self, kick: bool = True) -> None:
+        """Make what was added visible, and kick."""
+        self.set_avail_idx(self.avail_idx)
         if kick:
             os.eventfd_write(self.kick_fd, 1)
-        return heads[0]
 
-    def device_used_idx(self) -> int:
-        index: int = struct.unpack("<H", self.ram.read(self.used + 2, 2))[0]
-        return index
+    def take_used(self) -> list[tuple[int, int]]:
+        """(head, written) of everything used since the last call."""
+        result = []
+        while self.used_seen != self.used_idx:
+            at = self.used + 4 + 8 * (self.used_seen % self.size)
+            head, written = struct.unpack("<II", self.memory.read(at, 8))
+            self.free.extend(self.chains.pop(head, []))
+            result.append((head, written))
+            self.used_seen = (self.used_seen + 1) & 0xFFFF
+        return result
 
-    def wait_used(self, timeout: float = 5.0) -> tuple[int, int]:
-        """Wait for one used buffer: (head, bytes written); waits on the call eventfd."""
-        deadline = time.monotonic() + timeout
-        poll = select.poll()
-        poll.register(self.call_fd, select.POLLIN)
-        while self.device_used_idx() == self.used_idx:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("no used buffer came")
-            if poll.poll(left * 1000):
-                os.eventfd_read(self.call_fd)
-        slot = self.used_idx % self.size
-        head, written = struct.unpack("<II", self.ram.read(self.used + 4 + 8 * slot, 8))
-        self.used_idx = (self.used_idx + 1) & 0xFFFF
-        self._recycle(head)
-        return head, written
+    def wait_used(self, count: int = 1, limit: float = 10.0) -> list[tuple[int, int]]:
+        """Wait until `count` chains were used."""
+        deadline = time.monotonic() + limit
+        result = self.take_used()
+        while len(result) < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(result)} of {count} chains used after {limit} s")
+            select.select([self.call_fd], [], [], 0.005)
+            result += self.take_used()
+        return result
 
-    def _recycle(self, head: int) -> None:
-        while True:
-            self._free.append(head)
-            flags, following = struct.unpack("<HH", self.ram.read(self.desc + 16 * head + 12, 4))
-            if not flags & DESC_NEXT:
-                return
-            head = following
+    def calls(self) -> int:
+        """How often the device called since the last time."""
+        try:
+            return os.eventfd_read(self.call_fd)
+        except BlockingIOError:
+            return 0
+
+    def wait_error(self, limit: float = 5.0) -> bool:
+        """Whether the device reports the ring as broken in time."""
+        return bool(select.select([self.err_fd], [], [], limit)[0])
 
     def close(self) -> None:
-        os.close(self.kick_fd)
-        os.close(self.call_fd)
+        for fd in (self.kick_fd, self.call_fd, self.err_fd):
+            os.close(fd)
 
 
-BLK_IN, BLK_OUT, BLK_FLUSH, BLK_GET_ID = 0, 1, 4, 8
+class BlkRequest:
+    """One virtio-blk request (5.2.6) in guest memory."""
+
+    def __init__(self, memory: GuestMemory, type_: int, sector: int = 0, data: bytes = b"",
+                 room: int = 0, segments: int = 1, align: int = 512) -> None:
+        self.memory = memory
+        self.room = room
+        self.header = memory.alloc(16, 16)
+        memory.write(self.header, struct.pack("<IIQ", type_, 0, sector))
+        self.status_at = memory.alloc(1, 1)
+        memory.write(self.status_at, bytes([UNSET]))
+        self.buffers: list[Buffer] = [(self.header, 16, False)]
+        size = len(data) or room
+        self.data_at = memory.alloc(size, align) if size else 0
+        if data:
+            memory.write(self.data_at, data)
+        elif room:
+            memory.fill(self.data_at, room, UNSET)
+        step = -(-size // segments) if size else 0
+        for at in range(0, size, step or 1):
+            self.buffers.append((self.data_at + at, min(step, size - at), not data))
+        self.buffers.append((self.status_at, 1, True))
+
+    @property
+    def status(self) -> int:
+        return self.memory.read(self.status_at, 1)[0]
+
+    @property
+    def data(self) -> bytes:
+        return self.memory.read(self.data_at, self.room)
 
 
-class BlkDriver:
-    """Synchronous virtio-blk requests over a `GuestRing` (virtio 1.2, 5.2.6)."""
-
-    def __init__(self, ring: GuestRing, buffer_size: int = 65536) -> None:
-        self.ring = ring
-        self.ram = ring.ram
-        self.header = self.ram.allocate(16)
-        self.status = self.ram.allocate(1)
-        self.buffer = self.ram.allocate(buffer_size, 512)
-
-    def start(self, kind: int, sector: int, length: int, device_writes: bool) -> None:
-        self.ram.write(self.header, struct.pack("<IIQ", kind, 0, sector))
-        self.ram.write(self.status, b"\xff")
-        data = [(self.buffer, length, device_writes)] if length else []
-        self.ring.submit([(self.header, 16, False), *data, (self.status, 1, True)])
-
-    def finish(self, timeout: float = 5.0) -> int:
-        self.ring.wait_used(timeout)
-        return self.ram.read(self.status, 1)[0]
-
-    def read(self, sector: int, length: int) -> bytes:
-        self.start(BLK_IN, sector, length, True)
-        assert self.finish() == 0
-        return self.ram.read(self.buffer, length)
-
-    def write(self, sector: int, data: bytes) -> None:
-        self.ram.write(self.buffer, data)
-        self.start(BLK_OUT, sector, len(data), False)
-        assert self.finish() == 0
-
-    def flush(self) -> None:
-        self.start(BLK_FLUSH, 0, 0, False)
-        assert self.finish() == 0
+def ranges(*entries: tuple[int, int, int]) -> bytes:
+    """The payload of DISCARD and WRITE_ZEROES: (sector, sectors, flags) each."""
+    return b"".join(struct.pack("<QII", *entry) for entry in entries)

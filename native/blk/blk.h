@@ -1,0 +1,130 @@
+// virtio-blk requests (virtio 1.2, 5.2.6) against one image.
+#pragma once
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "uring/engine.h"
+#include "virtq/virtq.h"
+
+#define SV_BLK_SECTOR 512
+#define SV_BLK_ID_BYTES 20
+// Limits that the config space announces.
+#define SV_BLK_MAX_SECTORS 4194304u // of one discard or write-zeroes segment: 2 GiB
+#define SV_BLK_MAX_SEGMENTS 16u     // of one discard or write-zeroes request
+#define SV_BLK_MAX_DATA_SEGMENTS 126u
+
+// The image, shared by all queues of a device. `writeback` alone changes while they run.
+struct sv_disk {
+	int fd;
+	bool readonly;
+	bool direct;           // fd was opened with O_DIRECT
+	bool block_device;
+	bool unmap;            // discard gives space back; else it is accepted and ignored
+	bool writeback;        // else each write is durable before it completes
+	bool no_nowait;        // the file system knows no RWF_NOWAIT
+	bool no_zero_range;    // ... no FALLOC_FL_ZERO_RANGE
+	uint64_t size;         // bytes that the image has
+	uint64_t capacity;     // sectors that the guest sees: size, rounded up
+	uint32_t align;        // of offsets and lengths of I/O; 1 if buffered
+	uint32_t memory_align; // of buffers; 1 if buffered
+	uint8_t id[SV_BLK_ID_BYTES];
+	pthread_rwlock_t partial; // writes: shared; read-modify-write of a block: exclusive
+};
+
+// Written by the queue's thread alone, read by anyone at any time.
+struct sv_blk_counters {
+	uint64_t reads, writes, flushes, discards, write_zeroes, others;
+	uint64_t read_bytes, written_bytes;
+	uint64_t errors;       // requests that ended with another status than OK
+	uint64_t inline_ops;   // done on the queue's thread, without the engine
+	uint64_t bounced;      // requests that went through an aligned copy
+	uint64_t wakeups;      // times the thread slept and woke
+	uint64_t calls;        // interrupts that the guest was sent
+	uint64_t broken;       // 1: the driver broke the rules, the queue stopped
+};
+
+struct sv_blk_request;
+
+struct sv_blk_queue {
+	struct sv_disk *disk;
+	struct sv_virtq *vq;
+	struct sv_engine *engine;
+	struct sv_blk_counters *counters;
+	struct sv_blk_request *requests; // by head
+	struct iovec *iovs;              // sv_blk_iovs a head
+	size_t request_bytes, iov_bytes;
+	struct sv_io *deferred;      // requests that wait until no write of this queue is under way
+	unsigned int busy;               // requests with the engine or deferred
+	unsigned int writes;             // of them, those that hold disk->partial shared
+	unsigned int avoid_inline;       // next so many writes don't run on this thread
+	uint64_t inline_bytes;           // since the caller last published and reset it
+	struct sv_chain chain;
+};
+
+// `size`: the largest queue size that will be set up.
+int sv_blk_init(struct sv_blk_queue *queue, struct sv_disk *disk, struct sv_virtq *vq,
+		struct sv_engine *engine, struct sv_blk_counters *counters, unsigned int size);
+void sv_blk_deinit(struct sv_blk_queue *queue);
+
+// Take and start at most `budget` requests; true if there was one. What it finished at once
+// is pushed, not published.
+bool sv_blk_serve(struct sv_blk_queue *queue, unsigned int budget);
+
+// Finish what the engine has done; true if there was something.
+bool sv_blk_reap(struct sv_blk_queue *queue);
+
+// ---- between request.c (what is asked, is it right?) and execute.c (doing it) ----
+
+struct sv_blk_segment {
+	uint64_t offset; // bytes
+	uint64_t length;
+	bool unmap;
+};
+
+struct sv_blk_request {
+	struct sv_io io;
+	struct sv_blk_queue *queue;
+	uint8_t *status;
+	struct iovec *data;     // what is still to be transferred
+	uint32_t data_count;
+	uint16_t head;
+	uint8_t type;           // SV_BLK_*
+	bool holds_partial;     // counts in queue->writes
+	bool bouncing;          // io transfers the bounce buffer
+	bool syncing;           // io is the sync that ends a write-through request
+	bool durable;           // every write was RWF_DSYNC: no sync needed
+	bool zeroing;           // WRITE_ZEROES by written zeroes
+	uint64_t offset;        // bytes in the image of what is still to be transferred
+	uint64_t left;
+	uint64_t in_bytes;      // writable bytes of the chain, status included
+	uint64_t bytes;         // asked for, for the counters
+	uint32_t segment_next, segment_count;
+	uint8_t retries;
+	void *bounce;
+	struct iovec bounce_iov;
+};
+
+enum { SV_BLK_READ, SV_BLK_WRITE, SV_BLK_FLUSH, SV_BLK_DISCARD, SV_BLK_ZERO, SV_BLK_OTHER };
+
+// Room for iovecs a head: data segments, crossings of regions, and the segments or zeroes of
+// discard and write zeroes.
+#define SV_BLK_IOVS (SV_BLK_MAX_DATA_SEGMENTS + 6)
+
+static inline struct sv_blk_segment *sv_blk_segments(struct sv_blk_request *request)
+{
+	return (struct sv_blk_segment *)(request->queue->iovs + request->head * (size_t)SV_BLK_IOVS);
+}
+
+// Room for iovecs that segments don't use.
+static inline struct iovec *sv_blk_zero_iov(struct sv_blk_request *request)
+{
+	return request->queue->iovs + request->head * (size_t)SV_BLK_IOVS + 2 * SV_BLK_MAX_SEGMENTS;
+}
+
+// Give the request back with a VIRTIO_BLK_S_* status.
+void sv_blk_finish(struct sv_blk_request *request, uint8_t status, uint32_t written);
+
+// Start a checked request; `lonely`: nothing else waits, so the shortest way is best.
+void sv_blk_start(struct sv_blk_request *request, bool lonely);

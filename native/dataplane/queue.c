@@ -1,0 +1,289 @@
+#include "dataplane/queue.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "include/clock.h"
+
+#define BUDGET 64          // requests taken before completions are looked at
+#define EXPLORE 64         // idle periods after which polling is tried again
+#define GAP_CAP 1000000ull // ns: longer gaps count as this
+#define NO_KICK_MS 1       // how often a ring without kick descriptor is looked at
+
+static void relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#else
+	__asm__ volatile("yield");
+#endif
+}
+
+static void call_driver(struct sv_queue *queue)
+{
+	queue->blk.inline_bytes = 0;
+	sv_virtq_publish(&queue->vq);
+	if (!sv_virtq_wants_call(&queue->vq))
+		return;
+	if (!__atomic_load_n(&queue->has_call, __ATOMIC_ACQUIRE))
+		return;
+	queue->counters->calls++;
+	eventfd_write(queue->call_fd, 1);
+}
+
+static void report_broken(struct sv_queue *queue)
+{
+	if (queue->counters->broken)
+		return;
+	queue->counters->broken = 1;
+	if (queue->err_fd >= 0)
+		eventfd_write(queue->err_fd, 1);
+}
+
+// One round: take, start, finish, tell. True if there was something to do.
+static bool round_once(struct sv_queue *queue, bool take)
+{
+	bool progress = take && sv_blk_serve(&queue->blk, BUDGET);
+
+	if (queue->engine.unsubmitted)
+		sv_engine_flush(&queue->engine);
+	progress |= sv_blk_reap(&queue->blk);
+	// What was finished may have needed another step (a short transfer, a sync).
+	if (queue->engine.unsubmitted)
+		sv_engine_flush(&queue->engine);
+	if (progress)
+		call_driver(queue);
+	if (queue->vq.broken)
+		report_broken(queue);
+	return progress;
+}
+
+static bool is_due(struct sv_queue *queue)
+{
+	if (sv_engine_ready(&queue->engine) || sv_virtq_pending(&queue->vq))
+		return true;
+	// To look may have been what broke the queue: that must be reported before sleeping.
+	return __atomic_load_n(&queue->stop, __ATOMIC_RELAXED) ||
+	       (queue->vq.broken && !queue->counters->broken);
+}
+
+static void note_gap(struct sv_queue *queue, uint64_t gap)
+{
+	if (gap > GAP_CAP)
+		gap = GAP_CAP;
+	queue->usual_gap = (queue->usual_gap * 7 + gap) / 8;
+}
+
+// Look for work for a while, if it usually comes soon: cheaper than to sleep and be woken,
+// and the driver needs no kick. True: there is work.
+static bool poll_work(struct sv_queue *queue, uint64_t start)
+{
+	uint64_t limit = queue->poll_limit;
+	bool explore = ++queue->idle_count % EXPLORE == 0;
+
+	if (!limit || (queue->usual_gap > limit && !explore))
+		return false;
+	for (unsigned int i = 0;; i++) {
+		if (is_due(queue)) {
+			note_gap(queue, sv_now_ns() - start);
+			return true;
+		}
+		relax();
+		if (i % 8 == 7 && sv_now_ns() - start > limit)
+			break;
+	}
+	return false;
+}
+
+static void sleep_until_work(struct sv_queue *queue, uint64_t start)
+{
+	struct epoll_event events[3];
+	int timeout = -1;
+	int count;
+
+	if (sv_virtq_enable_kicks(&queue->vq) || is_due(queue))
+		return;
+	if (queue->kick_fd < 0 || queue->engine.unsubmitted)
+		timeout = NO_KICK_MS;
+	count = epoll_wait(queue->epoll_fd, events, 3, timeout);
+	sv_virtq_disable_kicks(&queue->vq);
+	queue->counters->wakeups++;
+	for (int i = 0; i < count; i++) {
+		eventfd_t value;
+
+		// The kick is edge-triggered and needs no read; the ring is emptied by reaping.
+		if (events[i].data.fd == queue->wake_fd)
+			eventfd_read(queue->wake_fd, &value);
+	}
+	note_gap(queue, sv_now_ns() - start);
+}
+
+static void *serve(void *argument)
+{
+	struct sv_queue *queue = argument;
+
+	for (;;) {
+		bool stop = __atomic_load_n(&queue->stop, __ATOMIC_ACQUIRE);
+		// What a predecessor had taken counts as in flight: stop finishes it too.
+		bool take = !stop || queue->vq.resubmit_next < queue->vq.resubmit_count;
+		uint64_t start;
+
+		if (round_once(queue, take && !queue->vq.broken))
+			continue;
+		if (stop && !queue->blk.busy && (!take || queue->vq.broken))
+			return NULL;
+		start = sv_now_ns();
+		if (!stop && poll_work(queue, start))
+			continue;
+		if (stop) {
+			// Only completions matter now; is_due would find the stop itself.
+			struct epoll_event event;
+			eventfd_t value;
+
+			epoll_wait(queue->epoll_fd, &event, 1, 1);
+			eventfd_read(queue->wake_fd, &value);
+			continue;
+		}
+		sleep_until_work(queue, start);
+	}
+}
+
+static int watch(int epoll_fd, int fd, uint32_t events)
+{
+	struct epoll_event event = {.events = events, .data.fd = fd};
+
+	return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+int sv_queue_init(struct sv_queue *queue, struct sv_disk *disk, enum sv_engine_kind kind,
+		  unsigned int size, struct sv_pool *pool, struct sv_blk_counters *counters)
+{
+	int ret;
+
+	memset(queue, 0, sizeof(*queue));
+	queue->counters = counters;
+	queue->kick_fd = -1;
+	queue->err_fd = -1;
+	queue->poll_limit = 12000;
+	queue->usual_gap = GAP_CAP;
+	queue->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	queue->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	queue->call_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (queue->epoll_fd < 0 || queue->wake_fd < 0 || queue->call_fd < 0) {
+		ret = -errno;
+		goto close_fds;
+	}
+	ret = sv_engine_init(&queue->engine, kind, size, disk->fd, pool, queue->wake_fd);
+	if (ret < 0)
+		goto close_fds;
+	ret = sv_blk_init(&queue->blk, disk, &queue->vq, &queue->engine, counters, size);
+	if (ret < 0)
+		goto deinit_engine;
+	ret = watch(queue->epoll_fd, queue->wake_fd, EPOLLIN);
+	if (!ret && sv_engine_fd(&queue->engine) >= 0)
+		ret = watch(queue->epoll_fd, sv_engine_fd(&queue->engine), EPOLLIN);
+	if (ret < 0)
+		goto deinit_blk;
+	return 0;
+
+deinit_blk:
+	sv_blk_deinit(&queue->blk);
+deinit_engine:
+	sv_engine_deinit(&queue->engine);
+close_fds:
+	close(queue->epoll_fd);
+	close(queue->wake_fd);
+	close(queue->call_fd);
+	return ret;
+}
+
+void sv_queue_deinit(struct sv_queue *queue)
+{
+	sv_blk_deinit(&queue->blk);
+	sv_engine_deinit(&queue->engine);
+	close(queue->epoll_fd);
+	close(queue->wake_fd);
+	close(queue->call_fd);
+}
+
+int sv_queue_change_call(struct sv_queue *queue, int fd)
+{
+	if (fd < 0) {
+		__atomic_store_n(&queue->has_call, false, __ATOMIC_RELEASE);
+		return 0;
+	}
+	// The queue's thread may be about to write: the number stays valid, its file changes.
+	if (dup3(fd, queue->call_fd, O_CLOEXEC) < 0)
+		return -errno;
+	__atomic_store_n(&queue->has_call, true, __ATOMIC_RELEASE);
+	return 0;
+}
+
+static void close_err(struct sv_queue *queue)
+{
+	if (queue->err_fd >= 0)
+		close(queue->err_fd);
+	queue->err_fd = -1;
+}
+
+static void forget_kick(struct sv_queue *queue)
+{
+	if (queue->kick_fd >= 0)
+		epoll_ctl(queue->epoll_fd, EPOLL_CTL_DEL, queue->kick_fd, NULL);
+	queue->kick_fd = -1;
+}
+
+int sv_queue_run(struct sv_queue *queue, const struct sv_memory *memory,
+		 const struct sv_ring_setup *setup, struct sv_inflight_queue *inflight)
+{
+	int ret;
+
+	ret = sv_virtq_start(&queue->vq, memory, setup->size, setup->desc, setup->avail,
+			     setup->used, setup->features, setup->base, inflight);
+	if (ret < 0)
+		return ret;
+	ret = sv_queue_change_call(queue, setup->call_fd);
+	if (ret < 0)
+		return ret;
+	if (setup->err_fd >= 0) {
+		queue->err_fd = fcntl(setup->err_fd, F_DUPFD_CLOEXEC, 0);
+		if (queue->err_fd < 0)
+			return -errno;
+	}
+	if (setup->kick_fd >= 0) {
+		ret = watch(queue->epoll_fd, setup->kick_fd, EPOLLIN | EPOLLET);
+		if (ret < 0)
+			goto undo;
+		queue->kick_fd = setup->kick_fd;
+	}
+	queue->counters->broken = 0;
+	queue->usual_gap = GAP_CAP;
+	queue->stop = false;
+	ret = sv_thread_start(&queue->thread, serve, queue);
+	if (ret < 0)
+		goto undo;
+	queue->running = true;
+	return 0;
+
+undo:
+	forget_kick(queue);
+	close_err(queue);
+	return ret;
+}
+
+int sv_queue_end(struct sv_queue *queue)
+{
+	if (!queue->running)
+		return -EINVAL;
+	__atomic_store_n(&queue->stop, true, __ATOMIC_RELEASE);
+	eventfd_write(queue->wake_fd, 1);
+	pthread_join(queue->thread, NULL);
+	queue->running = false;
+	forget_kick(queue);
+	close_err(queue);
+	return queue->vq.last_avail;
+}

@@ -1,0 +1,34 @@
+// One queue and its thread; used by plane.c only.
+#pragma once
+
+#include <pthread.h>
+
+#include "dataplane/dataplane.h"
+
+struct sv_queue {
+	struct sv_virtq vq;
+	struct sv_engine engine;
+	struct sv_blk_queue blk;
+	struct sv_blk_counters *counters;
+	pthread_t thread;
+	bool running;          // control thread's
+	bool stop;             // atomic: control thread asks, queue's thread obeys
+	bool has_call;         // atomic
+	int epoll_fd;
+	int wake_fd;           // signalled for stop and by the pool
+	int kick_fd;           // borrowed; -1: poll
+	int call_fd;           // always a descriptor of ours: dup3 onto it replaces it atomically
+	int err_fd;            // ours or -1
+	uint64_t poll_limit;   // ns
+	uint64_t usual_gap;    // ns from idle to the next work, moving average
+	unsigned int idle_count;
+};
+
+int sv_queue_init(struct sv_queue *queue, struct sv_disk *disk, enum sv_engine_kind kind,
+		  unsigned int size, struct sv_pool *pool, struct sv_blk_counters *counters);
+void sv_queue_deinit(struct sv_queue *queue);
+
+int sv_queue_run(struct sv_queue *queue, const struct sv_memory *memory,
+		 const struct sv_ring_setup *setup, struct sv_inflight_queue *inflight);
+int sv_queue_end(struct sv_queue *queue);
+int sv_queue_change_call(struct sv_queue *queue, int fd);

@@ -1,0 +1,67 @@
+#define SV_MEMORY_MAX_REGIONS ...
+#define SV_VIRTQ_MAX_SIZE ...
+#define SV_BLK_MAX_SECTORS ...
+#define SV_BLK_MAX_SEGMENTS ...
+#define SV_BLK_MAX_DATA_SEGMENTS ...
+#define SV_BLK_ID_BYTES ...
+
+enum sv_engine_kind { SV_ENGINE_THREADS, SV_ENGINE_URING, ... };
+
+struct sv_disk {
+	int fd;
+	bool readonly;
+	bool direct;
+	bool block_device;
+	bool unmap;
+	bool writeback;
+	uint64_t size;
+	uint64_t capacity;
+	uint32_t align;
+	uint32_t memory_align;
+	uint8_t id[20];
+	...;
+};
+
+struct sv_blk_counters {
+	uint64_t reads, writes, flushes, discards, write_zeroes, others;
+	uint64_t read_bytes, written_bytes;
+	uint64_t errors;
+	uint64_t inline_ops;
+	uint64_t bounced;
+	uint64_t wakeups;
+	uint64_t calls;
+	uint64_t broken;
+	...;
+};
+
+struct sv_plane;
+
+struct sv_ring_setup {
+	unsigned int size;
+	uint64_t desc, avail, used;
+	uint64_t features;
+	uint16_t base;
+	int kick_fd;
+	int call_fd, err_fd;
+	...;
+};
+
+struct sv_plane *sv_plane_create(const struct sv_disk *disk, unsigned int queues,
+				 unsigned int queue_size, enum sv_engine_kind engine,
+				 struct sv_blk_counters *counters, int *error);
+void sv_plane_destroy(struct sv_plane *plane);
+int sv_uring_probe(void);
+int sv_plane_add_region(struct sv_plane *plane, uint64_t guest_addr, uint64_t size,
+			uint64_t offset, int fd);
+int sv_plane_remove_region(struct sv_plane *plane, uint64_t guest_addr, uint64_t size);
+int sv_plane_clear_regions(struct sv_plane *plane);
+int sv_plane_set_writeback(struct sv_plane *plane, bool writeback);
+int sv_plane_sync(struct sv_plane *plane);
+int sv_plane_set_inflight(struct sv_plane *plane, int fd, uint64_t offset, uint64_t size,
+			  unsigned int queues, unsigned int queue_size);
+int sv_queue_start(struct sv_plane *plane, unsigned int index, const struct sv_ring_setup *setup);
+int sv_queue_stop(struct sv_plane *plane, unsigned int index);
+int sv_queue_set_call(struct sv_plane *plane, unsigned int index, int fd);
+const char *sv_queue_broken(struct sv_plane *plane, unsigned int index);
+void sv_plane_set_poll(struct sv_plane *plane, uint64_t limit_ns);
+size_t sv_inflight_size(unsigned int size);
