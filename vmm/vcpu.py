@@ -70,6 +70,7 @@ class VcpuThread:
         self._wake: _thread.LockType | None = None  # held while the thread is parked
         self._waiters: list[_thread.LockType] = []
         self._spawned = False
+        self._ready = _thread.allocate_lock()  # held until the thread is set up
         self._tid = 0
 
     # ---- other threads ----------------------------------------------------------------------
@@ -83,13 +84,12 @@ class VcpuThread:
     def spawn(self) -> None:
         """Create the thread; it stays parked until `start`."""
         with self._lock:
-            if self._spawned:
-                return
-            self._spawned = True
-            ready = _thread.allocate_lock()
-            ready.acquire()
-            _thread.start_new_thread(self._main, (ready,))
-            ready.acquire()
+            if not self._spawned:
+                self._spawned = True
+                self._ready.acquire()
+                _thread.start_new_thread(self._main, ())
+        with self._ready:
+            pass
 
     def start(self) -> None:
         """Let the vCPU enter the guest for the first time."""
@@ -156,17 +156,17 @@ class VcpuThread:
 
     # ---- this thread ------------------------------------------------------------------------
 
-    def _main(self, ready: _thread.LockType) -> None:
+    def _main(self) -> None:
         try:
             self._tid = _thread.get_native_id()
-            self.vcpu.bind_thread()
-            ready.release()
+            try:
+                self.vcpu.bind_thread()
+            finally:
+                self._ready.release()
             self._serve()
         except BaseException as error:
             self._fail(error)
         finally:
-            if ready.locked():
-                ready.release()
             self.vcpu.unbind_thread()
             self._tid = 0
             self._set_phase(ENDED)

@@ -173,6 +173,15 @@ static void transmit(struct sv_uart *uart, uint8_t value)
 	uart->thr_due = uart->tx_count < SV_UART_TX_SIZE;
 }
 
+// After a refusal: there is room for a good part, and the receiver is connected.
+static void welcome_input(struct sv_uart *uart)
+{
+	if (!uart->refused || uart->mcr & MCR_LOOP || uart->rx_count > SV_UART_RX_SIZE / 2)
+		return;
+	uart->refused = false;
+	notify(uart);
+}
+
 static uint8_t read_data(struct sv_uart *uart)
 {
 	uint8_t value;
@@ -182,10 +191,7 @@ static uint8_t read_data(struct sv_uart *uart)
 	value = uart->rx[uart->rx_head];
 	uart->rx_head = (uart->rx_head + 1) % SV_UART_RX_SIZE;
 	uart->rx_count--;
-	if (uart->refused && uart->rx_count <= SV_UART_RX_SIZE / 2) {
-		uart->refused = false;
-		notify(uart);
-	}
+	welcome_input(uart);
 	return value;
 }
 
@@ -264,10 +270,7 @@ static void update_modem(struct sv_uart *uart)
 	if (lines & MSR_RI)
 		changed &= ~MSR_TERI;
 	uart->msr = lines | (uart->msr & 0x0f) | changed;
-	if (uart->refused && !(uart->mcr & MCR_LOOP)) {
-		uart->refused = false;
-		notify(uart);
-	}
+	welcome_input(uart);
 }
 
 static void write_fcr(struct sv_uart *uart, uint8_t value)
@@ -276,10 +279,7 @@ static void write_fcr(struct sv_uart *uart, uint8_t value)
 		uart->rx_head = uart->rx_count = 0;
 	// The other bits count only together with FCR_ENABLE. What was "sent" stays sent.
 	uart->fcr = value & FCR_ENABLE ? value & 0xc9 : 0;
-	if (uart->refused && !uart->rx_count) {
-		uart->refused = false;
-		notify(uart);
-	}
+	welcome_input(uart);
 }
 
 static void write_ier(struct sv_uart *uart, uint8_t value)
@@ -372,9 +372,6 @@ void sv_uart_reset(struct sv_uart *uart)
 {
 	pthread_mutex_lock(&uart->lock);
 	set_power_on(uart);
-	if (uart->refused) {
-		uart->refused = false;
-		notify(uart);
-	}
+	welcome_input(uart);
 	pthread_mutex_unlock(&uart->lock);
 }

@@ -194,8 +194,9 @@ class Vm:
     def add_power_registers(self, base: int) -> None:
         """ACPI sleep-control (base+0), sleep-status (base+1) and reset (base+2) registers in C.
 
-        A write that enters S5 ends `Vcpu.run` with EXIT_POWEROFF, a write of the reset value
-        with EXIT_RESET (ACPI 6.4, 4.8.3.6, 4.8.3.7).
+        A write that enters S5 (SLP_TYP 5: the DSDT must say so) ends `Vcpu.run` with
+        EXIT_POWEROFF, a write of the reset value (1: the FADT must say so) with EXIT_RESET
+        (ACPI 6.4, 4.8.3.6, 4.8.3.7). Accesses are of one byte.
         """
         raise NotImplementedError
 

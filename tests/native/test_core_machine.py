@@ -1,0 +1,180 @@
+"""What the run loop answers in C: ports and MMIO that are nobody's, or too frequent for Python."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from native._core import ffi, lib
+
+pytestmark = pytest.mark.native
+
+SERVED, FORWARD, RESET, POWEROFF = lib.SV_SERVED, lib.SV_FORWARD, 7, 8
+POWER = 0xF0000000
+SLOT = 0xF0100000
+
+
+class Machine:
+    """A machine with one UART at 0x3f8, whose output can be seen."""
+
+    def __init__(self) -> None:
+        out = ffi.new("struct sv_machine **")
+        assert lib.sv_machine_create(out) == 0
+        self.machine = out[0]
+        uart = ffi.new("struct sv_uart **")
+        assert lib.sv_uart_create(-1, 4, -1, uart) == 0
+        self.uart = uart[0]
+        assert lib.sv_machine_add_uart(self.machine, 0x3F8, self.uart) == 0
+
+    def read(self, port: int, size: int = 1) -> tuple[int, int]:
+        data = ffi.new("uint8_t[8]")
+        result = lib.sv_machine_port(self.machine, port, size, False, data)
+        return result, int.from_bytes(bytes(data)[:size], "little")
+
+    def write(self, port: int, value: int, size: int = 1) -> int:
+        data = ffi.new("uint8_t[8]", value.to_bytes(8, "little"))
+        return int(lib.sv_machine_port(self.machine, port, size, True, data))
+
+    def read_mmio(self, address: int, size: int = 4) -> tuple[int, int]:
+        data = ffi.new("uint8_t[8]")
+        result = lib.sv_machine_mmio(self.machine, address, size, False, data)
+        return result, int.from_bytes(bytes(data)[:size], "little")
+
+    def write_mmio(self, address: int, value: int, size: int = 4) -> int:
+        data = ffi.new("uint8_t[8]", value.to_bytes(8, "little"))
+        return int(lib.sv_machine_mmio(self.machine, address, size, True, data))
+
+    def add_status(self, base: int) -> Any:
+        out = ffi.new("struct sv_status **")
+        result = lib.sv_machine_add_status(self.machine, base, out)
+        return out[0] if result == 0 else result
+
+    def close(self) -> None:
+        lib.sv_machine_destroy(self.machine)
+        lib.sv_uart_destroy(self.uart)
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    made = Machine()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("port", [0x70, 0x71, 0x80, 0xED, 0x2F8, 0x3E8, 0xCF8, 0xCFC, 0xCFF])
+def test_absent_ports_read_all_ones_in_c(machine: Machine, port: int) -> None:
+    assert machine.read(port) == (SERVED, 0xFF)
+    assert machine.write(port, 0x12) == SERVED
+
+
+def test_pci_configuration_reads_all_ones(machine: Machine) -> None:
+    assert machine.write(0xCF8, 0x80000000, 4) == SERVED
+    assert machine.read(0xCF8, 4) == (SERVED, 0xFFFFFFFF)
+    assert machine.read(0xCFC, 4) == (SERVED, 0xFFFFFFFF)
+    assert machine.read(0xCFC, 2) == (SERVED, 0xFFFF)
+
+
+def test_keyboard_controller_is_ready_for_a_reset_pulse(machine: Machine) -> None:
+    result, status = machine.read(0x64)
+    assert result == SERVED
+    assert status & 2 == 0, "reboot=k would wait"
+    assert machine.write(0x64, 0xD1) == SERVED
+    assert machine.write(0x64, 0xFE) == RESET
+    assert machine.write(0x60, 0xFE) == SERVED
+
+
+def test_timer_2_has_expired(machine: Machine) -> None:
+    assert machine.read(0x61) == (SERVED, 0x20)
+
+
+def test_other_ports_go_to_python(machine: Machine) -> None:
+    for port in (0x100, 0x600, 0xFFFF):
+        assert machine.read(port)[0] == FORWARD
+        assert machine.write(port, 1) == FORWARD
+
+
+def test_ports_can_be_given_to_python(machine: Machine) -> None:
+    assert lib.sv_machine_forward_ports(machine.machine, 0x70, 2) == 0
+    assert machine.read(0x70)[0] == FORWARD
+    assert machine.read(0x72) == (SERVED, 0xFF)
+    assert lib.sv_machine_forward_ports(machine.machine, 0xFFFF, 2) == -errno.EINVAL
+    assert lib.sv_machine_forward_ports(machine.machine, 0, 0xFFFFFFFF) == -errno.EINVAL
+    assert lib.sv_machine_forward_ports(machine.machine, 0xFFFF, 1) == 0
+
+
+def test_uart_answers_its_eight_ports_and_wide_accesses_are_bytes(machine: Machine) -> None:
+    assert machine.write(0x3FF, 0x5A) == SERVED
+    assert machine.read(0x3FF) == (SERVED, 0x5A)
+    assert machine.read(0x3FF, 4) == (SERVED, 0xFFFFFF5A), "beyond it there is nothing"
+    assert machine.read(0x3FD, 2) == (SERVED, 0xB060)
+    assert machine.write(0x3F8, 0x0041, 2) == SERVED
+    buffer = ffi.new("char[]", 10)
+    assert lib.sv_uart_take_output(machine.uart, buffer, 10) == 1
+
+
+def test_there_is_one_uart_and_it_fits(machine: Machine) -> None:
+    assert lib.sv_machine_add_uart(machine.machine, 0x2F8, machine.uart) == -errno.EBUSY
+    out = ffi.new("struct sv_machine **")
+    assert lib.sv_machine_create(out) == 0
+    assert lib.sv_machine_add_uart(out[0], 0xFFF9, machine.uart) == -errno.EINVAL
+    lib.sv_machine_destroy(out[0])
+
+
+def test_interrupt_status_and_acknowledge(machine: Machine) -> None:
+    """virtio 1.2, 4.2.2: InterruptStatus 0x60, InterruptACK 0x64."""
+    status = machine.add_status(SLOT)
+    other = machine.add_status(SLOT + 0x200)
+    assert machine.read_mmio(SLOT + 0x60) == (SERVED, 0)
+    lib.sv_status_raise(status, 2)
+    lib.sv_status_set_live(status, 1)
+    assert machine.read_mmio(SLOT + 0x60) == (SERVED, 3)
+    assert machine.write_mmio(SLOT + 0x64, 3) == SERVED
+    assert machine.read_mmio(SLOT + 0x60) == (SERVED, 1), "live: bit 0 stays"
+    lib.sv_status_clear(status)
+    assert machine.read_mmio(SLOT + 0x60) == (SERVED, 0)
+    lib.sv_status_raise(other, 3)
+    assert machine.write_mmio(SLOT + 0x264, 1) == SERVED
+    assert machine.read_mmio(SLOT + 0x260) == (SERVED, 2)
+    assert lib.sv_status_read(status) == 0
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0x60, 1), (0x60, 2), (0x60, 8), (0x61, 4),
+                                              (0x00, 4), (0x50, 4), (0x70, 4), (0x100, 4)])
+def test_other_registers_of_a_slot_go_to_python(machine: Machine, offset: int,
+                                                size: int) -> None:
+    machine.add_status(SLOT)
+    assert machine.read_mmio(SLOT + offset, size)[0] == FORWARD
+
+
+def test_status_of_an_unknown_slot_goes_to_python(machine: Machine) -> None:
+    machine.add_status(SLOT)
+    assert machine.read_mmio(SLOT + 0x260)[0] == FORWARD
+    assert machine.write_mmio(SLOT + 0x60, 1) == FORWARD, "read-only"
+    assert machine.read_mmio(SLOT + 0x64)[0] == FORWARD, "write-only"
+
+
+def test_status_table_is_bounded_and_addresses_are_unique(machine: Machine) -> None:
+    for index in range(lib.SV_MAX_STATUS):
+        assert not isinstance(machine.add_status(SLOT + index * 0x200), int)
+    assert machine.add_status(SLOT) == -errno.EEXIST
+    assert machine.add_status(SLOT + 0x100000) == -errno.ENOSPC
+
+
+def test_power_registers(machine: Machine) -> None:
+    """ACPI 6.4, 4.8.3.6 and 4.8.3.7: SLP_EN is bit 5, SLP_TYP bits 2 to 4."""
+    assert machine.write_mmio(POWER, 0x34, 1) == FORWARD
+    assert lib.sv_machine_add_power(machine.machine, POWER) == 0
+    assert machine.write_mmio(POWER, 5 << 2, 1) == SERVED, "not enabled"
+    assert machine.write_mmio(POWER, 0x20 | 3 << 2, 1) == SERVED, "another state"
+    assert machine.write_mmio(POWER, 0x20 | 5 << 2, 1) == POWEROFF
+    assert machine.read_mmio(POWER, 1) == (SERVED, 0)
+    assert machine.read_mmio(POWER + 1, 1) == (SERVED, 0)
+    assert machine.write_mmio(POWER + 1, 0x80, 1) == SERVED
+    assert machine.write_mmio(POWER + 2, 0, 1) == SERVED
+    assert machine.write_mmio(POWER + 2, 1, 1) == RESET
+    assert machine.write_mmio(POWER + 3, 1, 1) == FORWARD
+    assert machine.write_mmio(POWER - 1, 1, 1) == FORWARD
+    assert lib.sv_machine_add_power(machine.machine, POWER) == -errno.EBUSY
