@@ -1,8 +1,9 @@
 """One vhost-user message in, one out, with its descriptors, over a unix stream socket.
 
 The header is checked before the payload is waited for, so a hostile peer can make us allocate
-neither much nor for long.  A stream has no way back from half a message: after any error but a
-refusal the connection is broken, and every later call says so.
+neither much nor for long.  A stream has no way back from half a message: after any error the
+connection is broken, and every later call says so.  The one exception is a timeout before the
+first byte: the message may still come, or go.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Connection:
         -1: none. Not owned.
     """
 
-    __slots__ = ("_abort_fd", "_broken", "_peer", "_socket")
+    __slots__ = ("_abort_fd", "_broken", "_midway", "_peer", "_socket")
 
     def __init__(self, fd: int, peer: str, abort_fd: int = -1) -> None:
         self._socket: _socket.socket | None = _socket.socket(
@@ -78,6 +79,7 @@ class Connection:
         self._peer = peer
         self._abort_fd = abort_fd
         self._broken: VhostUserError | None = None
+        self._midway = False  # part of a message has been sent or received
 
     @property
     def broken(self) -> VhostUserError | None:
@@ -94,18 +96,20 @@ class Connection:
         """Send one message; the descriptors stay the caller's.
 
         :param deadline: monotonic seconds; None waits for ever.
-        :raises ConnectionLostError, TimedOutError, AbortedError: the connection is broken.
+        :raises ConnectionLostError, TimedOutError, AbortedError: see the module's text.
         """
         flags = VERSION | (FLAG_NEED_REPLY if need_reply else 0) | (FLAG_REPLY if reply else 0)
         data = HEADER.pack(request, flags, len(payload)) + payload
         control = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _pack_fds(fds))] if fds else []
         try:
             sent = 0
+            self._midway = False
             while sent < len(data):
                 try:
                     # The descriptors travel with the first byte, never again with a later one.
                     sent += self._alive().sendmsg([data[sent:]], control, _SEND_FLAGS)
                     control = []
+                    self._midway = True
                 except BlockingIOError:
                     self._wait(select.POLLOUT, deadline, "take a message")
                 except InterruptedError:
@@ -121,10 +125,11 @@ class Connection:
 
         :param replies: whether the reply flag must be set (True) or clear (False).
         :param deadline: monotonic seconds; None waits for ever.
-        :raises ConnectionLostError, ProtocolError, TimedOutError, AbortedError: the connection
-            is broken; descriptors that came are closed.
+        :raises ConnectionLostError, ProtocolError, TimedOutError, AbortedError: see the
+            module's text; descriptors that came are closed.
         """
         fds: list[int] = []
+        self._midway = False
         try:
             header = self._recv_header(fds, deadline)
             request, flags, size = HEADER.unpack(header)
@@ -166,6 +171,8 @@ class Connection:
         return self._socket
 
     def _break(self, error: VhostUserError) -> None:
+        if isinstance(error, TimedOutError) and not self._midway:
+            return
         if self._broken is None:
             self._broken = error
 
@@ -194,6 +201,7 @@ class Connection:
                                     "a message carries at most that many")
             self._check_more(data, len(header), HEADER.size, "header")
             header += data
+            self._midway = True
         return header
 
     def _recv_payload(self, size: int, deadline: float | None) -> bytes:

@@ -5,11 +5,12 @@
         ├── PeerRefusedError     the peer answered "no": connection good, the device reports it
         ├── ConnectionLostError  the peer closed or died: start a new back end
         ├── ProtocolError        the peer broke the protocol: close, don't trust it again
-        ├── TimedOutError        no answer within the limit: close, it may hang for ever
+        ├── TimedOutError        no answer within the limit: ask again later, or close
         └── AbortedError         we gave up the wait ourselves: close, we are ending
 
-`usable` says whether the connection can still carry messages afterwards, `restart` whether a
-supervisor may start the same back end again in the hope of better.
+`usable` says whether the connection can always carry messages afterwards (after a timeout only
+if no message was cut: `Connection.broken` tells), `restart` whether a supervisor may start the
+same back end again in the hope of better.
 """
 
 from __future__ import annotations

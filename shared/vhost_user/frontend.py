@@ -33,8 +33,8 @@ WANTED_PROTOCOL = (m.PF_MQ | m.PF_REPLY_ACK | m.PF_CONFIG | m.PF_BACKEND_REQ
                    | m.PF_INFLIGHT_SHMFD | m.PF_CONFIGURE_MEM_SLOTS | m.PF_RESET_DEVICE
                    | m.PF_STATUS)
 MAX_QUEUES = 256  # a vring index has 8 bits in SET_VRING_KICK and its kin
-# More posted messages than this are collected on the way: both socket buffers stay far from full.
-MAX_POSTED = 48
+# More replies owed than this are collected on the way: both socket buffers stay far from full.
+MAX_OWED = 48
 DEFAULT_LIMIT = 5.0
 
 
@@ -59,7 +59,8 @@ class Frontend:
         self.protocol = 0
         self.queue_count = 0
         self._lock = _thread.allocate_lock()
-        self._posted: list[int] = []  # requests whose acknowledgement is still to come
+        # What is still to come, in order: (request, payload kind of its reply, descriptors).
+        self._owed: list[tuple[int, int, int]] = []
         self._unsynced = False        # something was posted that nothing has confirmed
 
     @property
@@ -267,65 +268,72 @@ class Frontend:
         deadline = self._deadline(deadline)
         acked = bool(self.protocol & m.PF_REPLY_ACK)
         with _Locked(self._lock, deadline, self.peer):
-            if len(self._posted) >= MAX_POSTED:
+            if len(self._owed) >= MAX_OWED:
                 self._collect(deadline)
             self.connection.send(request, payload, fds, need_reply=acked, deadline=deadline)
             if acked:
-                self._posted.append(request)
+                self._owed.append((request, m.U64, 0))
             else:
                 self._unsynced = True
 
     def _ask(self, request: int, payload: bytes, deadline: float,
              max_fds: int = 0) -> Message:
-        """Send a request that has a reply of its own, and return that reply, checked."""
+        """Send a request that has a reply of its own, and return that reply, checked.
+
+        After a timeout the reply is still owed: the next call takes it off the stream first.
+        """
         with _Locked(self._lock, deadline, self.peer):
             self.connection.send(request, payload, deadline=deadline)
-            try:
-                self._collect(deadline)
-            except PeerRefusedError:
-                # The stream stays in step: take the reply before telling of the refusal.
-                self._reply(request, deadline, max_fds).close()
-                raise
-            reply = self._reply(request, deadline, max_fds)
+            self._owed.append((request, m.FRONTEND_REQUESTS[request].reply, max_fds))
+            reply = self._collect(deadline)
+            assert reply is not None
             self._unsynced = False
             return reply
 
     def _get_u64(self, request: int, deadline: float) -> int:
         return m.decode_u64(self._ask(request, b"", deadline).payload)
 
-    def _reply(self, request: int, deadline: float, max_fds: int = 0,
-               kind: int | None = None) -> Message:
+    def _collect(self, deadline: float) -> Message | None:
+        """Take everything owed off the stream; return the last reply.
+
+        :raises PeerRefusedError: the first refusal among the acknowledgements.
+        """
+        refusal: PeerRefusedError | None = None
+        reply: Message | None = None
+        while self._owed:
+            if reply is not None:
+                reply.close()  # of a call that had given up waiting
+            request, kind, max_fds = self._owed[0]
+            reply = self._receive(request, kind, max_fds, deadline)
+            self._owed.pop(0)
+            row = m.FRONTEND_REQUESTS[request]
+            code = m.decode_u64(reply.payload) if row.reply == m.NOTHING else 0
+            if code and refusal is None:
+                reason = os.strerror(code) if code < 200 else f"code {code:#x}"
+                refusal = PeerRefusedError(f"The {self.peer} refused {row.name}: {reason}",
+                                           "look at its log", code)
+        if refusal is not None:
+            if reply is not None:
+                reply.close()
+            raise refusal
+        return reply
+
+    def _receive(self, request: int, kind: int, max_fds: int, deadline: float) -> Message:
         row = m.FRONTEND_REQUESTS[request]
         reply = self.connection.recv(replies=True, deadline=deadline)
-        kind = row.reply if kind is None else kind
         try:
             if reply.request != request:
                 raise ProtocolError(f"answered request {reply.request}",
-                                      f"{row.name} ({request}) was asked")
+                                    f"{row.name} ({request}) was asked")
             # An empty reply to GET_CONFIG is a refusal; its size is checked with its content.
             m.check_size(f"reply to {row.name}", kind, reply.payload)
             if len(reply.fds) > max_fds:
                 raise ProtocolError(f"sent {len(reply.fds)} descriptors with a reply to "
-                                      f"{row.name}", f"at most {max_fds} belong there")
+                                    f"{row.name}", f"at most {max_fds} belong there")
         except ProtocolError as error:
             reply.close()
             raise self.connection.protocol_error(f"lied: {error.what}", error.hint) from None
         return reply
-
-    def _collect(self, deadline: float) -> None:
-        """Take the acknowledgements of everything posted; then raise the first refusal."""
-        refusal: PeerRefusedError | None = None
-        while self._posted:
-            request = self._posted[0]
-            code = m.decode_u64(self._reply(request, deadline, kind=m.U64).payload)
-            self._posted.pop(0)
-            if code and refusal is None:
-                name = m.FRONTEND_REQUESTS[request].name
-                reason = os.strerror(code) if code < 200 else f"code {code:#x}"
-                refusal = PeerRefusedError(f"The {self.peer} refused {name}: {reason}",
-                                           "look at its log", code)
-        if refusal is not None:
-            raise refusal
 
 
 class BackendChannel:

@@ -1,0 +1,70 @@
+"""virtio-blk (virtio 1.2, 5.2) behind vhost-user: the config space comes from the back end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.devices.vhost_user import VhostUserDevice
+
+if TYPE_CHECKING:
+    from vmm.event_loop import EventLoop
+    from vmm.memory import GuestMemory
+
+DEVICE_ID_BLOCK = 2
+
+# virtio 1.2, 5.2.3: SIZE_MAX, SEG_MAX, GEOMETRY, RO, BLK_SIZE, FLUSH, TOPOLOGY, CONFIG_WCE, MQ,
+# DISCARD, WRITE_ZEROES.
+F_CONFIG_WCE = 1 << 11
+F_MQ = 1 << 12
+_BLOCK_FEATURES = (1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | F_CONFIG_WCE
+                   | F_MQ | 1 << 13 | 1 << 14)
+# virtio 1.2, 6: INDIRECT_DESC, EVENT_IDX, VERSION_1. Not RING_PACKED: stopping and starting
+# rings again relies on split ones; not ACCESS_PLATFORM: there is no IOMMU.
+_RING_FEATURES = 1 << 28 | 1 << 29 | 1 << 32
+
+# virtio 1.2, 5.2.4: up to write_zeroes_may_unmap and its padding. No known back end has more,
+# and some refuse to be asked for more.
+CONFIG_SIZE = 60
+_WRITEBACK = 32   # u8, the one writable field
+_NUM_QUEUES = 34  # le16
+
+
+class VirtioBlk(VhostUserDevice):
+    """One disk. `num_queues` and `queue_size` are what the guest sees."""
+
+    device_id = DEVICE_ID_BLOCK
+
+    def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop,
+                 num_queues: int = 1, queue_size: int = 256) -> None:
+        mask = _BLOCK_FEATURES | _RING_FEATURES
+        if num_queues == 1:
+            mask &= ~F_MQ
+        super().__init__(id, socket_fd, memory, loop, [queue_size] * num_queues, mask)
+        self._config: bytes | None = None  # None: ask the back end
+        self._config_changes = 0
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """See `VirtioDevice.read_config`; the back end is asked once a change."""
+        config = self._config
+        if config is None:
+            changes = self._config_changes
+            config = self._with_queues(self._fetch_config(0, CONFIG_SIZE))
+            if changes == self._config_changes:  # else what came may be older than the change
+                self._config = config
+        return config[offset:offset + size].ljust(size, b"\0")
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The write-back switch, if the driver took CONFIG_WCE; the rest is read-only."""
+        if offset == _WRITEBACK and len(data) == 1 and self._features & F_CONFIG_WCE:
+            self._forward_config(offset, data)
+            self._config = None
+
+    def _with_queues(self, config: bytes) -> bytes:
+        # The back end may have more queues than the guest is given.
+        count = len(self.queue_sizes).to_bytes(2, "little")
+        return config[:_NUM_QUEUES] + count + config[_NUM_QUEUES + 2:]
+
+    def _config_went_stale(self) -> None:
+        self._config_changes += 1
+        self._config = None
+        super()._config_went_stale()
