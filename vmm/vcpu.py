@@ -143,14 +143,16 @@ class VcpuThread:
 
     def _wait(self, reached: Callable[[], bool], deadline: float) -> bool:
         while not reached():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return False
             waiter = _thread.allocate_lock()
             waiter.acquire()
             with self._lock:
                 self._waiters.append(waiter)
             if reached():  # changed before it could see the waiter
                 return True
-            remaining = deadline - time.monotonic()
-            if remaining <= 0 or not waiter.acquire(True, remaining):
+            if not waiter.acquire(True, remaining):
                 return reached()
         return True
 

@@ -56,10 +56,11 @@ def check(result: int, what: str, hint: str = "dmesg may tell why") -> int:
 class KvmHypervisor(Hypervisor):
     """`/dev/kvm`, opened and checked."""
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fd", "_path")
 
     def __init__(self, path: str = DEVICE) -> None:
         """:raises HypervisorError: missing, no permission, too old, or lacks a capability."""
+        self._path = path
         self._fd = _open_device(path)
         try:
             self._check()
@@ -69,8 +70,11 @@ class KvmHypervisor(Hypervisor):
 
     def _check(self) -> None:
         version = lib.sv_ioctl_value(self._fd, lib.KVM_GET_API_VERSION, 0)
+        if version < 0:
+            raise HypervisorError(f"{self._path} is not KVM: {os.strerror(-version)}",
+                                  "it must be the Linux kernel's /dev/kvm")
         if version != lib.KVM_API_VERSION:
-            raise HypervisorError(f"{DEVICE} answers API version {version}, not "
+            raise HypervisorError(f"{self._path} answers API version {version}, not "
                                   f"{lib.KVM_API_VERSION}", "it must be the Linux kernel's KVM")
         missing = [name for name, number in REQUIRED
                    if lib.sv_ioctl_value(self._fd, lib.KVM_CHECK_EXTENSION, number) <= 0]
@@ -210,7 +214,8 @@ class KvmVm(Vm):
               f"cannot create vCPU {index}", "use fewer vCPUs (-smp)")
         vcpu = KvmVcpu(index, out[0])
         self.vcpus.append(vcpu)
-        vcpu.remember_initial()
+        if self._chips:
+            vcpu.remember_initial()
         return vcpu
 
     def set_irq_line(self, gsi: int, level: bool) -> None:
