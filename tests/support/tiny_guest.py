@@ -89,7 +89,7 @@ class TinyGuest:
         self.memory.write(CODE, code)
         flat = {"base": 0, "limit": 0xFFFFFFFF, "present": 1, "db": 1, "s": 1, "g": 1}
         data = {**flat, "selector": 16, "type": 3}
-        sregs = {name: data for name in ("ds", "es", "fs", "gs", "ss")}
+        sregs = dict.fromkeys(("ds", "es", "fs", "gs", "ss"), data)
         self.vcpu.set_sregs({**sregs, "cs": {**flat, "selector": 8, "type": 11},
                              "cr0": 0x11, "idt": {"base": 0, "limit": 0},
                              "gdt": {"base": 0, "limit": 0}})

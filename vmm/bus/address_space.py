@@ -6,10 +6,10 @@ Only accesses that C does not serve come here (native/core/machine.c).
 from __future__ import annotations
 
 from _bisect import bisect_right
-from typing import TYPE_CHECKING
 
 from vmm.errors import DeviceError
 
+TYPE_CHECKING = False  # importing typing for it would cost 10 ms of the start
 if TYPE_CHECKING:
     from typing import Protocol
 
