@@ -283,6 +283,7 @@ int sv_queue_end(struct sv_queue *queue)
 	eventfd_write(queue->wake_fd, 1);
 	pthread_join(queue->thread, NULL);
 	queue->running = false;
+	sv_virtq_stop(&queue->vq);
 	forget_kick(queue);
 	close_err(queue);
 	return queue->vq.last_avail;

@@ -51,6 +51,7 @@ int sv_inflight_recover(struct sv_inflight_queue *queue, unsigned int size, uint
 	int ret;
 
 	if (queue->version == 0) {
+		memset(queue, 0, sizeof(*queue) + size * sizeof(queue->desc[0]));
 		queue->version = SV_INFLIGHT_VERSION;
 		queue->desc_num = (uint16_t)size;
 		queue->used_idx = used_idx;

@@ -25,11 +25,14 @@ static bool is_busy(const struct sv_virtq *vq, uint16_t head)
 
 static int recover(struct sv_virtq *vq, struct sv_inflight_queue *inflight)
 {
+	bool fresh = LOAD(inflight->version) == 0;
 	int count = sv_inflight_recover(inflight, vq->size, vq->used_idx, vq->resubmit);
 
 	if (count < 0)
 		return count;
 	vq->inflight = inflight;
+	if (fresh)
+		return 0;
 	vq->resubmit_count = (uint16_t)count;
 	// What was in flight had been taken: it lies between the used and the next entry.
 	vq->last_avail = (uint16_t)(vq->used_idx + count);
@@ -81,6 +84,14 @@ int sv_virtq_start(struct sv_virtq *vq, const struct sv_memory *memory, unsigned
 		vq->avail_seen = vq->last_avail;
 	}
 	return 0;
+}
+
+void sv_virtq_stop(struct sv_virtq *vq)
+{
+	// Nothing is in flight: the driver may come back with another ring, from index 0.
+	if (vq->inflight)
+		memset(vq->inflight, 0, sizeof(*vq->inflight));
+	vq->inflight = NULL;
 }
 
 unsigned int sv_virtq_pending(struct sv_virtq *vq)

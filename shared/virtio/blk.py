@@ -1,0 +1,66 @@
+"""virtio-blk: feature bits and config space (virtio 1.2, 5.2.3 and 5.2.4). No behaviour."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+DEVICE_ID = 2
+
+F_SIZE_MAX = 1 << 1
+F_SEG_MAX = 1 << 2
+F_GEOMETRY = 1 << 4
+F_RO = 1 << 5
+F_BLK_SIZE = 1 << 6
+F_FLUSH = 1 << 9
+F_TOPOLOGY = 1 << 10
+F_CONFIG_WCE = 1 << 11
+F_MQ = 1 << 12
+F_DISCARD = 1 << 13
+F_WRITE_ZEROES = 1 << 14
+
+SECTOR = 512
+ID_BYTES = 20
+CONFIG_SIZE = 60
+WRITEBACK_OFFSET = 32  # the one byte that a driver may write, with CONFIG_WCE
+
+# capacity, size_max, seg_max, cylinders, heads, sectors, blk_size, physical_block_exp,
+# alignment_offset, min_io_size, opt_io_size, writeback, unused, num_queues,
+# max_discard_sectors, max_discard_seg, discard_sector_alignment, max_write_zeroes_sectors,
+# max_write_zeroes_seg, write_zeroes_may_unmap, unused
+_CONFIG = Struct("<QIIHBBIBBHIBxHIIIIIB3x")
+assert _CONFIG.size == CONFIG_SIZE
+
+
+class BlkConfig:
+    """The config space. Sizes are in the units of the specification, see 5.2.4."""
+
+    __slots__ = ("alignment_offset", "blk_size", "capacity", "discard_sector_alignment",
+                 "max_discard_sectors", "max_discard_segments", "max_write_zeroes_sectors",
+                 "max_write_zeroes_segments", "min_io_size", "num_queues", "opt_io_size",
+                 "physical_block_exp", "seg_max", "write_zeroes_may_unmap", "writeback")
+
+    def __init__(self) -> None:
+        self.capacity = 0
+        self.seg_max = 0
+        self.blk_size = SECTOR
+        self.physical_block_exp = 0
+        self.alignment_offset = 0
+        self.min_io_size = 0
+        self.opt_io_size = 0
+        self.writeback = 1
+        self.num_queues = 1
+        self.max_discard_sectors = 0
+        self.max_discard_segments = 0
+        self.discard_sector_alignment = 0
+        self.max_write_zeroes_sectors = 0
+        self.max_write_zeroes_segments = 0
+        self.write_zeroes_may_unmap = 0
+
+    def encode(self) -> bytes:
+        """The 60 bytes that a driver reads."""
+        return _CONFIG.pack(
+            self.capacity, 0, self.seg_max, 0, 0, 0, self.blk_size, self.physical_block_exp,
+            self.alignment_offset, self.min_io_size, self.opt_io_size, self.writeback,
+            self.num_queues, self.max_discard_sectors, self.max_discard_segments,
+            self.discard_sector_alignment, self.max_write_zeroes_sectors,
+            self.max_write_zeroes_segments, self.write_zeroes_may_unmap)

@@ -1,0 +1,73 @@
+"""A blk worker's work: an image and options in, a served front end out.
+
+The nursery (for the core) and `program.py` (alone) both end up here.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING
+
+from shared.vhost_user.backend import Backend
+from shared.vhost_user.errors import ConnectionLostError
+from workers.blk.device import COUNTER_BYTES, MAX_QUEUES, BlkDevice, choose_engine
+from workers.blk.disk import Disk
+from workers.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# Descriptors that the core hands over, by name; the first two must be there.
+FDS = ("vhost", "image", "counters")
+
+
+def _integer(options: Mapping[str, object], name: str, default: int, low: int, high: int) -> int:
+    value = options.get(name, default)
+    if not isinstance(value, int) or not low <= value <= high:
+        raise UsageError(f"Option {name} of a blk worker is {value!r}", f"{low} to {high}")
+    return value
+
+
+def _text(options: Mapping[str, object], name: str, default: str) -> str:
+    value = options.get(name, default)
+    if not isinstance(value, str):
+        raise UsageError(f"Option {name} of a blk worker is {value!r}", "it must be text")
+    return value
+
+
+class Service:
+    """Everything that exists before the first byte of the front end is read.
+
+    :param image: descriptor of the image; stays the caller's.
+    :param options: readonly (bool), queues, queue_size, serial, aio, discard.
+    :param counters: descriptor of a file for the counters (COUNTER_BYTES a queue), or None.
+    :raises WorkerError, SharedError: an option or the image does not hold.
+    """
+
+    def __init__(self, image: int, options: Mapping[str, object], counters: int | None,
+                 log: Callable[[str], None]) -> None:
+        self._log = log
+        queues = _integer(options, "queues", 1, 1, MAX_QUEUES)
+        queue_size = _integer(options, "queue_size", 256, 2, 1024)
+        disk = Disk(image, options.get("readonly", False) is True,
+                    _text(options, "discard", "ignore") == "unmap", _text(options, "serial", ""))
+        self.engine = choose_engine(_text(options, "aio", "auto"))
+        memory = None if counters is None else mmap.mmap(counters, queues * COUNTER_BYTES)
+        self.device = BlkDevice(disk, queues, queue_size, self.engine, memory, log)
+
+    def serve(self, fd: int) -> None:
+        """Serve the front end on `fd` until it closes the connection.
+
+        :raises VhostUserError: it broke the protocol.
+        """
+        backend = Backend(self.device, fd, self._log)
+        try:
+            backend.serve()
+        except ConnectionLostError:
+            pass
+        finally:
+            backend.close()
+
+    def close(self) -> None:
+        """Stop every queue."""
+        self.device.close()
