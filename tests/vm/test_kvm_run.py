@@ -322,6 +322,10 @@ def test_registers_round_trip(boot: Boot) -> None:
     after = vcpu.get_sregs()
     assert after["cr3"] == 0x9000 and after["tr"]["base"] == 0x5000
     assert after["cs"] == before["cs"]
+    vcpu.set_sregs({"tr": {"base": 0x6000, "type": 11, "present": 1}, "idt": {"base": 8}})
+    after = vcpu.get_sregs()
+    assert after["tr"]["base"] == 0x6000 and after["tr"]["limit"] == 0, "absent fields are 0"
+    assert after["idt"] == {"base": 8, "limit": 0}
     vcpu.set_cpuid(guest.hypervisor.supported_cpuid())
     vcpu.set_msrs([(0x277, 0x0007040600070406), (0x2FF, 0xC06)])
     assert vcpu.get_msrs([0x277, 0xDEAD0001, 0x2FF]) == [(0x277, 0x0007040600070406),

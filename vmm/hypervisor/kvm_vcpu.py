@@ -25,6 +25,7 @@ SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 SEGMENT_FIELDS = ("base", "limit", "selector", "type", "present", "dpl", "db", "s", "l", "g",
                   "avl", "unusable")
 TABLES = ("gdt", "idt")
+TABLE_FIELDS = ("base", "limit")
 CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
 
 # LAPIC register offsets (Intel SDM vol. 3, 11.4.1).
@@ -140,6 +141,9 @@ class KvmVcpu(Vcpu):
         """
         sregs = self._get("struct kvm_sregs *", lib.KVM_GET_SREGS, "system registers")
         for name, value in fields.items():
+            if isinstance(value, dict):  # cffi would leave absent fields as they are
+                absent = TABLE_FIELDS if name in TABLES else SEGMENT_FIELDS
+                value = {**dict.fromkeys(absent, 0), **value}
             setattr(sregs, name, value)
         self._set(lib.KVM_SET_SREGS, sregs, "system registers")
 
