@@ -65,6 +65,10 @@ int sv_machine_port(struct sv_machine *machine, uint16_t port, uint32_t size, bo
 int sv_machine_mmio(struct sv_machine *machine, uint64_t address, uint32_t size, bool write,
 		    uint8_t *data);
 
+// ---- rtc.c ------------------------------------------------------------------------------------
+
+uint8_t sv_rtc_read(uint8_t index);
+
 // ---- vcpu.c: the run loop ---------------------------------------------------------------------
 
 struct sv_vcpu {

@@ -8,6 +8,8 @@
 #define PORT_8042_DATA 0x60
 #define PORT_SYSTEM_B 0x61
 #define PORT_8042 0x64
+#define PORT_RTC_INDEX 0x70
+#define PORT_RTC_DATA 0x71
 #define RESET_PULSE 0xfe
 
 #define VIRTIO_INTERRUPT_STATUS 0x60
@@ -21,6 +23,7 @@ struct sv_machine {
 	bool has_power;
 	uint64_t power_base;
 	pthread_mutex_t lock; // writers of status
+	_Atomic uint8_t rtc_index;
 	_Atomic uint32_t status_count;
 	struct sv_status status[SV_MAX_STATUS];
 	uint8_t absent[65536 / 8]; // ports that read all ones and ignore writes
@@ -158,9 +161,14 @@ static int serve_byte(struct sv_machine *machine, uint16_t port, bool write, uin
 			*data = sv_uart_read(machine->uart, offset);
 		return SV_SERVED;
 	}
-	if (write)
+	if (write) {
+		if (port == PORT_RTC_INDEX)
+			atomic_store(&machine->rtc_index, *data);
 		return port == PORT_8042 && *data == RESET_PULSE ? SV_EXIT_RESET : SV_SERVED;
+	}
 	*data = 0xff;
+	if (port == PORT_RTC_DATA)
+		*data = sv_rtc_read(atomic_load(&machine->rtc_index));
 	// Input buffer empty, so that `reboot=k` writes its pulse at once; output never drained,
 	// so that Linux's i8042 probe gives up in a millisecond instead of half a second.
 	if (port == PORT_8042)

@@ -41,6 +41,9 @@ uint32_t sv_status_read(struct sv_status *status);
 int sv_machine_port(struct sv_machine *machine, uint16_t port, uint32_t size, bool write, uint8_t *data);
 int sv_machine_mmio(struct sv_machine *machine, uint64_t address, uint32_t size, bool write, uint8_t *data);
 
+// rtc.c
+uint8_t sv_rtc_read(uint8_t index);
+
 // uart.c
 #define SV_UART_RX_SIZE ...
 #define SV_UART_TX_SIZE ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,7 +65,7 @@ def machine() -> Iterator[Machine]:
     made.close()
 
 
-@pytest.mark.parametrize("port", [0x70, 0x71, 0x80, 0xED, 0x2F8, 0x3E8, 0xCF8, 0xCFC, 0xCFF])
+@pytest.mark.parametrize("port", [0x70, 0x72, 0x80, 0xED, 0x2F8, 0x3E8, 0xCF8, 0xCFC, 0xCFF])
 def test_absent_ports_read_all_ones_in_c(machine: Machine, port: int) -> None:
     assert machine.read(port) == (SERVED, 0xFF)
     assert machine.write(port, 0x12) == SERVED
@@ -84,6 +85,31 @@ def test_keyboard_controller_is_ready_for_a_reset_pulse(machine: Machine) -> Non
     assert machine.write(0x64, 0xD1) == SERVED
     assert machine.write(0x64, 0xFE) == RESET
     assert machine.write(0x60, 0xFE) == SERVED
+
+
+def test_rtc_tells_the_time_and_is_never_updating(machine: Machine) -> None:
+    def register(index: int) -> int:
+        assert machine.write(0x70, index | 0x80) == SERVED, "bit 7 masks the NMI"
+        result, value = machine.read(0x71)
+        assert result == SERVED
+        return value
+
+    def bcd(value: int) -> int:
+        return value // 10 * 16 + value % 10
+
+    assert register(0x0A) & 0x80 == 0, "Linux waits for this bit"
+    assert register(0x0B) & 0x06 == 0x02, "24 hours, BCD"
+    assert register(0x0D) & 0x80
+    while True:
+        before = time.gmtime()
+        fields = [register(index) for index in (9, 8, 7, 4, 2, 0, 6, 0x32)]
+        if before == time.gmtime():
+            break
+    assert fields == [bcd(value) for value in (
+        before.tm_year % 100, before.tm_mon, before.tm_mday, before.tm_hour, before.tm_min,
+        before.tm_sec, (before.tm_wday + 1) % 7 + 1, before.tm_year // 100)]
+    assert machine.write(0x71, 0) == SERVED
+    assert register(0x40) == 0
 
 
 def test_timer_2_has_expired(machine: Machine) -> None:
