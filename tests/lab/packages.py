@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from tests.lab import cache
+
+ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin"}
 
 
 class PackageError(RuntimeError):
@@ -38,12 +41,16 @@ def download(name: str) -> Path:
 
 
 def candidate(name: str) -> str:
-    """The version of `name` that apt would install."""
+    """The version of `name` that apt would install; asked once a day."""
+    memory = cache.cache_dir() / f"candidate-{name}"
+    if memory.exists() and time.time() - memory.stat().st_mtime < 86400:
+        return memory.read_text()
     for attempt in range(2):
         result = subprocess.run(["apt-cache", "policy", name], capture_output=True, text=True,
-                                check=False, env={"LC_ALL": "C", "PATH": "/usr/bin:/bin"})
+                                check=False, env=ENVIRONMENT)
         match = re.search(r"Candidate: (\S+)", result.stdout)
         if match and match[1] != "(none)":
+            memory.write_text(match[1])
             return match[1]
         if not attempt:
             subprocess.run(["apt-get", "update", "-q"], capture_output=True, check=False)
@@ -54,7 +61,7 @@ def dependency(name: str, pattern: str) -> str:
     """The first package that `name` depends on and whose name matches `pattern`."""
     candidate(name)
     result = subprocess.run(["apt-cache", "depends", name], capture_output=True, text=True,
-                            check=False, env={"LC_ALL": "C", "PATH": "/usr/bin:/bin"})
+                            check=False, env=ENVIRONMENT)
     for line in result.stdout.splitlines():
         match = re.fullmatch(rf"\s*Depends: ({pattern})", line)
         if match:
