@@ -97,7 +97,8 @@ struct sv_vcpu {
 
 int sv_vcpu_create(int vm_fd, uint32_t index, int run_size, struct sv_machine *machine,
 		   struct sv_vcpu **vcpu);
-void sv_vcpu_destroy(struct sv_vcpu *vcpu);
+// -EBUSY while a thread is bound.
+int sv_vcpu_destroy(struct sv_vcpu *vcpu);
 // On the vCPU's own thread: before its first run, and after its last.
 int sv_vcpu_bind(struct sv_vcpu *vcpu);
 void sv_vcpu_unbind(struct sv_vcpu *vcpu);

@@ -51,14 +51,17 @@ fail:
 	return ret;
 }
 
-void sv_vcpu_destroy(struct sv_vcpu *vcpu)
+int sv_vcpu_destroy(struct sv_vcpu *vcpu)
 {
 	if (!vcpu)
-		return;
+		return 0;
+	if (vcpu->tid)
+		return -EBUSY; // its thread may be inside: better to leave it than to pull it away
 	munmap(vcpu->run, vcpu->run_size);
 	close(vcpu->fd);
 	pthread_mutex_destroy(&vcpu->kick_lock);
 	free(vcpu);
+	return 0;
 }
 
 int sv_vcpu_bind(struct sv_vcpu *vcpu)

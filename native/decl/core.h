@@ -14,7 +14,7 @@ struct sv_vcpu {
 	...;
 };
 int sv_vcpu_create(int vm_fd, uint32_t index, int run_size, struct sv_machine *machine, struct sv_vcpu **vcpu);
-void sv_vcpu_destroy(struct sv_vcpu *vcpu);
+int sv_vcpu_destroy(struct sv_vcpu *vcpu);
 int sv_vcpu_bind(struct sv_vcpu *vcpu);
 void sv_vcpu_unbind(struct sv_vcpu *vcpu);
 int sv_vcpu_run(struct sv_vcpu *vcpu);

@@ -62,9 +62,10 @@ class Log:
 class TinyGuest:
     """One vCPU, 4 MiB of RAM, `ports` at 0x600..0x6ff and `mmio` at MMIO..+0xfff in Python."""
 
-    def __init__(self, *code: bytes, paused: bool = False, irqchip: bool = True) -> None:
+    def __init__(self, *code: bytes, paused: bool = False, irqchip: bool = True,
+                 path: str | None = None) -> None:
         config = MemoryConfig()
-        config.size = SIZE
+        config.size, config.path = SIZE, path
         self.memory = GuestMemory(config)
         self.hypervisor = KvmHypervisor()
         self.vm = self.hypervisor.create_vm()

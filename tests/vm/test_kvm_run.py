@@ -20,6 +20,7 @@ from vmm.hypervisor.interface import (
     EXIT_POWEROFF,
     EXIT_RESET,
     EXIT_SHUTDOWN,
+    EXIT_UNKNOWN,
 )
 from vmm.hypervisor.kvm import RESET_VALUE, SLEEP_TYPE_S5, KvmHypervisor
 
@@ -292,6 +293,21 @@ def test_report_of_a_fetch_from_nowhere_shows_no_bytes(boot: Boot) -> None:
     assert guest.wait_end() == EXIT_INTERNAL_ERROR
     assert "no instruction bytes" in guest.thread.report
     assert f"rip={target:016x}" in guest.thread.report
+
+
+def test_an_exit_that_nobody_knows_is_reported(boot: Boot) -> None:
+    guest = boot(asm.HLT, irqchip=False)
+    assert guest.wait_end() == EXIT_UNKNOWN
+    assert "KVM_EXIT_HLT" in guest.thread.report
+
+
+def test_a_vm_with_a_running_thread_cannot_be_closed(boot: Boot) -> None:
+    guest = boot(asm.JUMP_SELF)
+    with pytest.raises(HypervisorError, match="while its thread runs"):
+        guest.vm.close()
+    guest.thread.request_pause()
+    assert guest.thread.wait_parked(soon())
+    assert guest.vcpu.get_regs()["rip"] == asm.CODE
 
 
 def test_reset_puts_the_vcpu_back(boot: Boot) -> None:

@@ -312,7 +312,10 @@ class KvmVm(Vm):
             vcpu.mark_paused()
 
     def close(self) -> None:
-        """See `Vm.close`; the vCPU threads must have ended."""
+        """See `Vm.close`.
+
+        :raises HypervisorError: a vCPU's thread has not ended; nothing more is freed.
+        """
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus.clear()

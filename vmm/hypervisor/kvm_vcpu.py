@@ -105,9 +105,12 @@ class KvmVcpu(Vcpu):
         return report(self, self._vcpu)
 
     def close(self) -> None:
-        """See `Vcpu.close`."""
+        """See `Vcpu.close`.
+
+        :raises HypervisorError: its thread has not ended.
+        """
         if self._vcpu != ffi.NULL:
-            lib.sv_vcpu_destroy(self._vcpu)
+            self._check(lib.sv_vcpu_destroy(self._vcpu), "cannot be freed while its thread runs")
             self._vcpu = ffi.NULL
 
     # ---- registers --------------------------------------------------------------------------
