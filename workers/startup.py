@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import os
 import resource
-from typing import TYPE_CHECKING
 
 from native import _sandbox
 from shared.errors import SystemCallError, check
 from workers.errors import StartError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 

@@ -16,10 +16,10 @@ import fcntl
 import os
 import stat
 from struct import pack, unpack
-from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import TYPE_CHECKING
 
 from native import _dataplane
 from shared.errors import SharedError, SystemCallError, check
@@ -14,6 +13,7 @@ from shared.virtio import blk
 from shared.virtio.features import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
 from workers.errors import DiskError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 

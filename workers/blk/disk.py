@@ -11,11 +11,14 @@ import fcntl
 import mmap
 import os
 import stat
-from typing import Any
 
 from native import _dataplane
 from shared.virtio.blk import ID_BYTES, SECTOR
 from workers.errors import DiskError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 ffi = _dataplane.ffi
 

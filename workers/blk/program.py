@@ -10,10 +10,10 @@ import _socket
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from workers.errors import UsageError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -195,8 +195,8 @@ def _serve(options: Options) -> int:
         print(f"workers.blk: {text}", file=sys.stderr, flush=True)
 
     service = Service(image, {
-        "readonly": options.read_only, "queues": options.num_queues,
-        "queue_size": options.queue_size, "serial": options.serial, "aio": options.aio,
+        "readonly": options.read_only, "num-queues": options.num_queues,
+        "queue-size": options.queue_size, "serial": options.serial, "aio": options.aio,
         "discard": options.discard}, None, log)
     confine("sv-blk")
     try:

@@ -6,7 +6,6 @@ The nursery (for the core) and `program.py` (alone) both end up here.
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING
 
 from shared.vhost_user.backend import Backend
 from shared.vhost_user.errors import ConnectionLostError
@@ -14,11 +13,9 @@ from workers.blk.device import COUNTER_BYTES, MAX_QUEUES, BlkDevice, choose_engi
 from workers.blk.disk import Disk
 from workers.errors import UsageError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-# Descriptors that the core hands over, by name; the first two must be there.
-FDS = ("vhost", "image", "counters")
 
 
 def _integer(options: Mapping[str, object], name: str, default: int, low: int, high: int) -> int:
@@ -39,7 +36,7 @@ class Service:
     """Everything that exists before the first byte of the front end is read.
 
     :param image: descriptor of the image; stays the caller's.
-    :param options: readonly (bool), queues, queue_size, serial, aio, discard.
+    :param options: readonly (bool), num-queues, queue-size, serial, aio, discard.
     :param counters: descriptor of a file for the counters (COUNTER_BYTES a queue), or None.
     :raises WorkerError, SharedError: an option or the image does not hold.
     """
@@ -47,8 +44,8 @@ class Service:
     def __init__(self, image: int, options: Mapping[str, object], counters: int | None,
                  log: Callable[[str], None]) -> None:
         self._log = log
-        queues = _integer(options, "queues", 1, 1, MAX_QUEUES)
-        queue_size = _integer(options, "queue_size", 256, 2, 1024)
+        queues = _integer(options, "num-queues", 1, 1, MAX_QUEUES)
+        queue_size = _integer(options, "queue-size", 256, 2, 1024)
         disk = Disk(image, options.get("readonly", False) is True,
                     _text(options, "discard", "ignore") == "unmap", _text(options, "serial", ""))
         self.engine = choose_engine(_text(options, "aio", "auto"))

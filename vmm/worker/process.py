@@ -1,0 +1,221 @@
+"""One worker process as the core sees it: its descriptors, its state, its end.
+
+The vhost-user connection exists before the worker does, so that messages can be written at
+once.  A worker reports over its control channel (started, log, error) and counts in a page
+that it alone writes and nobody trusts.
+"""
+
+from __future__ import annotations
+
+import _thread
+import mmap
+import os
+import select
+import time
+from _signal import SIGKILL, pidfd_send_signal  # type: ignore[import-not-found]
+from struct import unpack_from
+
+from shared import log
+from shared.control.channel import Channel, ChannelClosed
+from shared.control.codec import CodecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shared.control.channel import Message
+    from vmm.worker.nursery import Nursery
+
+STARTING = "starting"
+RUNNING = "running"
+DEAD = "dead"
+
+_WALL = 0x40000000  # linux/wait.h, __WALL: clones without an exit signal too
+_TEXT_LIMIT = 2000
+
+# struct sv_blk_counters (native/blk/blk.h), one a queue. Read from untrusted memory: numbers.
+BLK_COUNTERS = ("reads", "writes", "flushes", "discards", "write_zeroes", "others", "read_bytes",
+                "written_bytes", "errors", "inline_ops", "bounced", "wakeups", "calls", "broken")
+
+
+class WorkerProcess:
+    """A worker, from the request to the nursery until it is reaped.
+
+    kind and device name it; pid is 0 until the nursery answered; socket_fd is the core's end of
+    the vhost-user connection (the device takes it over: `take_socket`); stages are the sandbox
+    stages that the worker says are in force; reason says why it is dead.
+
+    on_end: called on the main loop when it has ended, with the reason; None: only logged.
+    """
+
+    __slots__ = ("_control", "_counters", "_nursery", "_queues", "_silent", "_started", "device",
+                 "engine", "kind", "on_end", "pid", "pidfd", "reason", "restarts", "serial",
+                 "socket_fd", "stages", "state", "stopping")
+
+    def __init__(self, nursery: Nursery, serial: int, kind: str, device: str, socket_fd: int,
+                 control_fd: int, counters_fd: int, queues: int) -> None:
+        self._nursery = nursery
+        self.serial = serial
+        self.kind = kind
+        self.device = device
+        self.socket_fd = socket_fd
+        self.pid = 0
+        self.pidfd = -1
+        self.state = STARTING
+        self.reason = ""
+        self.engine = ""
+        self.restarts = 0
+        self.stages: list[str] = []
+        self.stopping = False
+        self.on_end: Callable[[str], None] | None = None
+        self._control = Channel(control_fd, blocking=False)
+        self._silent = False
+        self._queues = queues
+        self._counters = mmap.mmap(counters_fd, 0, prot=mmap.PROT_READ)
+        # Held until the worker has started or is dead: waiters take and release it.
+        self._started = _thread.allocate_lock()
+        self._started.acquire()
+        nursery.loop.add(self._control.fileno(), select.EPOLLIN, self._on_control)
+
+    # ---- what happens, on the main loop ----------------------------------------------------
+
+    def cloned(self, pid: int, pidfd: int) -> None:
+        """The nursery made it."""
+        self.pid = pid
+        self.pidfd = pidfd
+        self._nursery.loop.add(pidfd, select.EPOLLIN, self._on_end)
+
+    def failed(self, reason: str) -> None:
+        """The nursery could not make it."""
+        self._drain_control()
+        self._ended(reason)
+
+    def _on_control(self, events: int) -> None:
+        if not self._receive():
+            self._nursery.loop.remove(self._control.fileno())
+            self._silent = True
+
+    def _drain_control(self) -> None:
+        while self._receive():
+            pass
+
+    def _receive(self) -> bool:
+        """Handle one report; False: there is none, or there will be none any more."""
+        try:
+            message, fds = self._control.recv()
+        except CodecError as error:
+            log.warning(f"Worker {self.kind} '{self.device}': {error}")
+            return True
+        except (ChannelClosed, BlockingIOError):
+            return False
+        for fd in fds:
+            os.close(fd)
+        self._handle(message)
+        return True
+
+    def _handle(self, message: Message) -> None:
+        kind, text = message.get("type"), str(message.get("text", ""))[:_TEXT_LIMIT]
+        if kind == "started" and self.state == STARTING:
+            stages = message.get("stages")
+            if isinstance(stages, list):
+                self.stages = [str(stage)[:64] for stage in stages[:32]]
+            self.engine = str(message.get("engine", ""))[:32]
+            self.state = RUNNING
+            self._started.release()
+        elif kind == "log":
+            log.warning(f"Worker {self.kind} '{self.device}': {_one_line(text)}")
+        elif kind == "error":
+            self.reason = _one_line(text)
+
+    def _on_end(self, events: int) -> None:
+        self._drain_control()
+        how = self._reap()
+        self._ended(f"{how}: {self.reason}" if self.reason else how)
+
+    def _reap(self) -> str:
+        try:
+            result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | _WALL)
+        except OSError as error:
+            return f"ended ({error.strerror})"
+        if result is None:
+            return "ended"
+        if result.si_code == os.CLD_EXITED:
+            return f"exit code {result.si_status}"
+        return f"killed by signal {result.si_status}"
+
+    def _ended(self, reason: str) -> None:
+        if self.state == DEAD:
+            return
+        starting = self.state == STARTING
+        self.state = DEAD
+        self.reason = reason
+        loop = self._nursery.loop
+        if self.pidfd >= 0:
+            loop.remove(self.pidfd)
+            os.close(self.pidfd)
+            self.pidfd = -1
+        loop.remove(self._control.fileno())
+        self._control.close()
+        if starting:
+            self._started.release()
+        self._nursery.forget(self)
+        if not self.stopping:
+            log.error(f"Worker {self.kind} '{self.device}' (pid {self.pid}) ended: {reason}")
+        if self.on_end is not None:
+            self.on_end(reason)
+
+    # ---- what the core asks ----------------------------------------------------------------
+
+    def wait_started(self, deadline: float) -> bool:
+        """Wait until it runs; False: it is dead (`reason`), or it isn't there by `deadline`.
+
+        On the main thread the nursery's and the worker's messages are served meanwhile.
+        """
+        if _thread.get_ident() == self._nursery.main_thread:
+            while self.state == STARTING and time.monotonic() < deadline:
+                handlers: dict[int, Callable[[int], None]] = {}
+                if not self._silent:
+                    handlers[self._control.fileno()] = self._on_control
+                if self.pidfd >= 0:
+                    handlers[self.pidfd] = self._on_end
+                self._nursery.pump(handlers, deadline)
+        elif self._started.acquire(True, max(0.0, deadline - time.monotonic())):
+            self._started.release()
+        return self.state == RUNNING
+
+    def take_socket(self) -> int:
+        """The vhost-user socket, whose owner is the caller from now on; -1 if taken."""
+        fd, self.socket_fd = self.socket_fd, -1
+        return fd
+
+    @property
+    def counters(self) -> list[dict[str, int]]:
+        """The counters of each queue, as the worker wrote them: believe none blindly."""
+        size = 8 * len(BLK_COUNTERS)
+        return [dict(zip(BLK_COUNTERS,
+                         unpack_from(f"={len(BLK_COUNTERS)}Q", self._counters, size * queue),
+                         strict=True)) for queue in range(self._queues)]
+
+    def kill(self) -> None:
+        """End it now, if it lives. Its end is noticed by the loop as any other."""
+        self.stopping = True
+        if self.pidfd >= 0:
+            try:
+                pidfd_send_signal(self.pidfd, SIGKILL)
+            except OSError:
+                pass  # it has ended, the loop will see
+
+    def close(self, limit: float = 1.0) -> None:
+        """For the core's end: kill it and wait for it, loop or no loop."""
+        self.kill()
+        if self.pidfd >= 0:
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            if poll.poll(limit * 1000):
+                self._on_end(0)
+        if self.socket_fd >= 0:
+            os.close(self.take_socket())
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)

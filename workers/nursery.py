@@ -1,0 +1,175 @@
+"""The nursery: a process with the worker modules imported, that clones a worker on request.
+
+The core executes it (an address space layout of its own) before it opens anything; it holds
+one descriptor, the channel to the core.  A clone's parent is the core (CLONE_PARENT): the
+nursery's death leaves the workers alive, the core's death ends them twice over, by the
+kernel's parent-death signal and by the nursery, which kills them when its channel closes.
+
+A request is a map: serial, kind, device, fds (names, in the order of the descriptors that come
+with it), options.  The answer: serial and pid with the worker's pidfd, or serial and error.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import sys
+from _signal import SIGKILL, pidfd_send_signal  # type: ignore[import-not-found]
+
+from native import _sandbox
+from shared.control.channel import Channel, ChannelClosed, close_quietly
+from shared.errors import SharedError, StratovirtError, check
+from workers import startup
+from workers.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shared.control.channel import Message
+
+    Entry = Callable[[str, dict[str, int], dict[str, object], "Reporter"], None]
+
+CHANNEL_FD = 3
+CONTROL = "control"  # the name of the descriptor that every worker gets for its reports
+
+
+class Reporter:
+    """A worker's way to tell the core something; what can't be told is lost, nothing waits."""
+
+    def __init__(self, fd: int) -> None:
+        self._channel = Channel(fd, blocking=False)
+
+    def tell(self, kind: str, **fields: object) -> None:
+        """Send one report."""
+        try:
+            self._channel.send({"type": kind, **fields})
+        except SharedError:
+            pass
+
+    def log(self, text: str) -> None:
+        """A line for the core's log."""
+        self.tell("log", text=text[:2000])
+
+
+def entries() -> dict[str, Entry]:
+    """What each kind of worker runs; importing it here is what makes a clone cheap."""
+    from workers.blk.worker import run as run_blk
+
+    return {"blk": run_blk}
+
+
+class Nursery:
+    """Serves the channel until the core closes it."""
+
+    def __init__(self, channel: Channel, kinds: dict[str, Entry]) -> None:
+        self._channel = channel
+        self._kinds = kinds
+        self._workers: set[int] = set()  # pidfds of the living
+        self._core = os.getppid()
+
+    def serve(self) -> None:
+        """Returns in the nursery when the core is gone, never in a worker."""
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd != self._channel.fileno():
+                    poll.unregister(fd)
+                    self._workers.discard(fd)
+                    os.close(fd)
+                    continue
+                try:
+                    message, fds = self._channel.recv()
+                except ChannelClosed:
+                    self._end_workers()
+                    return
+                if message.get("type") == "retire":
+                    return  # another nursery takes over; the workers stay
+                pidfd = self._handle(message, fds)
+                if pidfd >= 0:
+                    self._workers.add(pidfd)
+                    poll.register(pidfd, select.POLLIN)
+
+    def _handle(self, message: Message, fds: list[int]) -> int:
+        serial = message.get("serial")
+        try:
+            pid, pidfd = self._clone(message, fds)
+        except StratovirtError as error:
+            self._channel.send({"serial": serial, "error": str(error)})
+            return -1
+        finally:
+            for fd in fds:
+                close_quietly(fd)
+        self._channel.send({"serial": serial, "pid": pid}, [pidfd])
+        return pidfd
+
+    def _clone(self, message: Message, fds: list[int]) -> tuple[int, int]:
+        kind, device = message.get("kind"), message.get("device")
+        names, options = message.get("fds"), message.get("options")
+        entry = self._kinds.get(kind) if isinstance(kind, str) else None
+        if entry is None or not isinstance(device, str):
+            raise UsageError(f"There is no worker of kind {kind!r}")
+        if (not isinstance(names, list) or not isinstance(options, dict)
+                or len(names) != len(fds) or CONTROL not in names):
+            raise UsageError("A request for a worker with wrong descriptors or options")
+        pidfd = _sandbox.ffi.new("int *", -1)
+        pid = check(_sandbox.lib.sv_clone_sibling(pidfd), f"Can't clone a worker for '{device}'")
+        if pid == 0:
+            _become_worker(entry, device, dict(zip(names, fds, strict=True)), options, self._core)
+        return pid, int(pidfd[0])
+
+    def _end_workers(self) -> None:
+        for pidfd in self._workers:
+            try:
+                pidfd_send_signal(pidfd, SIGKILL)
+            except OSError:
+                pass  # it has ended
+
+
+def _become_worker(entry: Entry, device: str, fds: dict[str, int], options: dict[str, object],
+                   core: int) -> None:
+    """Never returns: the clone's whole life. The exit code is 0, or 1 after an error report."""
+    status = 1
+    reporter = Reporter(fds.pop(CONTROL))
+    try:
+        startup.die_with(core)
+        startup.keep_only([*fds.values(), reporter._channel.fileno()])
+        gc.enable()
+        entry(device, fds, options, reporter)
+        status = 0
+    except StratovirtError as error:
+        reporter.tell("error", text=str(error))
+    except BaseException as error:
+        # A defect of ours: say where. The traceback module would open source files.
+        reporter.tell("error", text=f"{type(error).__name__}: {error} ({_where(error)})")
+    finally:
+        os._exit(status)
+
+
+def _where(error: BaseException) -> str:
+    places = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return " < ".join(reversed(places[-6:]))
+
+
+def main() -> None:
+    """`-c "from workers.nursery import main; main()"` with the channel as descriptor 3."""
+    check(_sandbox.lib.sv_close_range(CHANNEL_FD + 1, 0xFFFFFFFF), "Can't close descriptors")
+    _sandbox.lib.sv_set_name(b"sv-nursery")
+    check(_sandbox.lib.sv_die_with_parent(), "Can't ask to end with the core")
+    os.chdir("/")
+    os.umask(0o077)
+    nursery = Nursery(Channel(CHANNEL_FD), entries())
+    # Collected now, frozen after: clones share these pages for as long as they live.
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    nursery.serve()
+    sys.stdout = sys.stderr = None
+    os._exit(0)
