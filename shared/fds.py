@@ -7,8 +7,8 @@ who owns them at each moment, so that none leaks and none is closed twice.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -6,10 +6,9 @@ receives; both check every address against it before use.  Sizes and addresses a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from shared.errors import RegionError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from shared.errors import SharedError
 from shared.fds import close_all
@@ -23,6 +22,7 @@ from shared.vhost_user.backend_device import SERVED_FEATURES, BackendDevice, Ref
 from shared.vhost_user.connection import Connection, Message
 from shared.vhost_user.errors import ProtocolError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 

@@ -6,12 +6,11 @@ ring addresses inside guest memory, sizes within its limits and features that it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from shared.errors import SharedError
 from shared.fds import OwnedFd
 from shared.vhost_user import messages as m
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

@@ -12,7 +12,6 @@ import _socket
 import os
 import select
 import time
-from typing import TYPE_CHECKING
 
 from shared.fds import close_all
 from shared.vhost_user.errors import (
@@ -32,6 +31,7 @@ from shared.vhost_user.messages import (
     VERSION_MASK,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

@@ -15,13 +15,13 @@ import _socket
 import _thread
 import os
 import time
-from typing import TYPE_CHECKING
 
 from shared.fds import close_all
 from shared.vhost_user import messages as m
 from shared.vhost_user.connection import Connection, Message
 from shared.vhost_user.errors import PeerRefusedError, ProtocolError, TimedOutError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 

@@ -11,11 +11,11 @@ specification and the structures differ the structure wins, and a comment says s
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING
 
 from shared.memory_regions import MemoryRegion
 from shared.vhost_user.errors import ProtocolError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
