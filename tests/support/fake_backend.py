@@ -91,6 +91,8 @@ class FakeBackendDevice(BackendDevice):
 
     def get_inflight(self, queue_count: int, queue_size: int) -> tuple[Inflight, int]:
         self._record("get_inflight", queue_count, queue_size)
+        if self.inflight_fd >= 0:
+            os.close(self.inflight_fd)
         self.inflight_fd = os.memfd_create("inflight")
         size = queue_count * (16 + 16 * queue_size)
         os.ftruncate(self.inflight_fd, size)
