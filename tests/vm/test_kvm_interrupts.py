@@ -10,6 +10,7 @@ import pytest
 from tests.support import tiny_guest as asm
 from tests.support.capabilities import require
 from tests.support.tiny_guest import TinyGuest, wait_for
+from vmm.vcpu import VcpuThread
 
 pytestmark = pytest.mark.vm
 
@@ -103,3 +104,41 @@ def test_interrupt_while_paused_comes_after_resume(guests: list[TinyGuest]) -> N
         assert len(guest.ports.writes) == number
         guest.thread.resume()
         wait_for(lambda: len(guest.ports.writes) == number + 1, "interrupt")  # noqa: B023
+
+
+# ---- application processors ------------------------------------------------------------------
+
+SPURIOUS = 0xFEE000F0  # Intel SDM vol. 3, 11.4.7.2: bit 8 enables the APIC
+ICR_LOW, ICR_HIGH = 0xFEE00300, 0xFEE00310  # 11.6.1
+INIT, STARTUP_AT_0X8000 = 0x4500, 0x4608
+AP_CODE = 0x8000
+
+
+def store(address: int, value: int) -> bytes:
+    """mov eax, value; mov [address], eax (32-bit code)."""
+    return asm.mov_eax(value) + asm.STORE_EAX + asm.word(address)
+
+
+def test_start_up_ipi_starts_a_second_vcpu(guests: list[TinyGuest]) -> None:
+    guest = TinyGuest(store(SPURIOUS, 0x1FF), store(ICR_HIGH, 1 << 24), store(ICR_LOW, INIT),
+                      store(ICR_LOW, STARTUP_AT_0X8000), asm.HLT, paused=True)
+    guests.append(guest)
+    guest.memory.write(AP_CODE, out_dx(0x605, 0xA9) + b"\xf4\xeb\xfd")
+    second = VcpuThread(guest.vm.create_vcpu(1), guest.thread._mmio, guest.thread._ports,
+                        lambda kind, _: guest.exits.append(kind))
+    try:
+        second.start()
+        for _ in range(20):  # it waits inside KVM_RUN: a kick must get it out
+            wait_for(lambda: not second.wait_paused(0), "entry into KVM")
+            second.request_pause()
+            assert second.wait_parked(asm.soon())
+            assert second.vcpu.counters()["forwarded"] == 0
+            second.resume()
+        guest.thread.start()
+        wait_for(lambda: bool(guest.ports.writes), "access of the second vCPU")
+        assert guest.ports.writes == [(5, 1, 0xA9)]
+        assert second.vcpu.counters()["forwarded"] == 1
+        assert guest.exits == []
+    finally:
+        second.request_stop()
+        assert second.join(asm.soon())
