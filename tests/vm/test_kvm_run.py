@@ -310,6 +310,17 @@ def test_a_vm_with_a_running_thread_cannot_be_closed(boot: Boot) -> None:
     assert guest.vcpu.get_regs()["rip"] == asm.CODE
 
 
+def test_uart_of_a_closed_vm_is_silent() -> None:
+    require("kvm")
+    vm = KvmHypervisor().create_vm()
+    uart = vm.add_uart(0x3F8, 4)
+    assert uart.take_output(0) == b"" and uart.take_output(-1) == b""
+    vm.close()
+    vm.close()
+    assert uart.take_output(10) == b"" and uart.put_input(b"x") == 0
+    uart.reset()
+
+
 def test_reset_puts_the_vcpu_back(boot: Boot) -> None:
     guest = boot(asm.mov_eax(7), asm.mov_edx(0x600), asm.OUT_EAX, asm.RESET_PULSE)
     fresh = boot(asm.HLT, paused=True).vm.create_vcpu(1)

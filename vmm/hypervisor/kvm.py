@@ -353,7 +353,7 @@ class KvmInterruptStatus(InterruptStatus):
 
 
 class KvmUart(Uart):
-    """See `Uart`. Nothing may be called after the VM is closed but `close`."""
+    """See `Uart`. Once the VM is closed there is no output and no room for input."""
 
     __slots__ = ("_uart", "output_fd")
 
@@ -363,17 +363,22 @@ class KvmUart(Uart):
 
     def take_output(self, limit: int) -> bytes:
         """See `Uart.take_output`."""
-        limit = min(limit, lib.SV_UART_TX_SIZE)
+        limit = min(limit, lib.SV_UART_TX_SIZE) if self._uart != ffi.NULL else 0
+        if limit <= 0:
+            return b""
         buffer = ffi.new("char[]", limit)
         return bytes(ffi.buffer(buffer, lib.sv_uart_take_output(self._uart, buffer, limit)))
 
     def put_input(self, data: bytes) -> int:
         """See `Uart.put_input`."""
+        if self._uart == ffi.NULL:
+            return 0
         return int(lib.sv_uart_put_input(self._uart, data, len(data)))
 
     def reset(self) -> None:
         """See `Uart.reset`. Output that the guest already sent can still be taken."""
-        lib.sv_uart_reset(self._uart)
+        if self._uart != ffi.NULL:
+            lib.sv_uart_reset(self._uart)
 
     def close(self) -> None:
         """Free it; its VM must be closed."""
