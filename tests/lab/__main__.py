@@ -29,7 +29,7 @@ def bridge(port: socket.socket, done: socket.socket | None = None) -> None:
     if saved:
         tty.setraw(0)
     try:
-        watched = [0, port] + ([done] if done else [])
+        watched: list[int | socket.socket] = [0, port, *([done] if done else [])]
         while True:
             ready, _, _ = select.select(watched, [], [])
             if port in ready:

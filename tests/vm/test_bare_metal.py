@@ -1,0 +1,218 @@
+"""The whole VMM under a bare-metal guest: boot protocols, tables, vCPUs, timers, ends, pause."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.test_vm import TestVm, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Start = Callable[..., TestVm]
+
+pytestmark = pytest.mark.vm
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(("kernel", "protocol"), [
+    ("guest.elf", "pvh"), ("guest-64.elf", "64bit"), ("guest.raw", "64bit"),
+    ("guest.bzimage", "64bit")])
+def test_boots_every_kind_of_kernel(start_vm: Start, kernel: str, protocol: str) -> None:
+    vm = start_vm(kernel=kernel)
+    answer = vm.guest("mem")
+    assert answer.ok and f"boot={protocol}" in answer.text
+    assert 63 * MIB <= answer.value("ram") <= 64 * MIB
+
+
+def test_command_line_reaches_the_guest_whole(start_vm: Start) -> None:
+    vm = start_vm("-append", "first=1 second=äö", append="third")
+    answer = vm.guest("cmdline")
+    assert answer.text.startswith("cmdline first=1 second=äö third")
+
+
+def test_memory_map_holds_no_overlap(start_vm: Start) -> None:
+    notes = start_vm(memory=256).guest("mem").notes
+    ranges = sorted((int(a, 16), int(b, 16))
+                    for note in notes for a, b in re.findall(r"(0x\w+)\+(0x\w+)", note))
+    assert all(a + b <= c for (a, b), (c, _) in zip(ranges, ranges[1:], strict=False))
+
+
+def test_memory_above_four_gigabytes(start_vm: Start) -> None:
+    vm = start_vm(memory=5120)
+    assert vm.guest("mem").value("ram") > 5119 * MIB
+    for address in (0x1_0000_0000, 0x1_0000_0000 + 2047 * MIB, 0xBFF0_0000):
+        assert vm.guest(f"memory.fill {address:#x} 0x10000 {address & 7}").ok
+    for address in (0x1_0000_0000, 0x1_0000_0000 + 2047 * MIB, 0xBFF0_0000):
+        assert vm.guest(f"memory.check {address:#x} 0x10000 {address & 7}").ok
+
+
+@pytest.mark.parametrize("kernel", ["guest.elf", "guest-64.elf"])
+def test_firmware_tables_have_right_checksums(start_vm: Start, kernel: str) -> None:
+    vm = start_vm("-smp", "3", kernel=kernel)
+    acpi = vm.guest("acpi")
+    assert acpi.ok and acpi.value("cpus") == 3
+    assert {note.split()[1] for note in acpi.notes} >= {"XSDT", "FACP", "APIC", "DSDT"}
+    table = vm.guest("mptable")
+    assert table.ok and table.value("cpus") == 3 and table.value("ioapics") == 1
+
+
+def test_clock_and_timers(start_vm: Start) -> None:
+    vm = start_vm()
+    assert vm.guest("clock").value("ns") > 0
+    assert vm.guest("timer 5").ok
+    assert vm.guest("deadline 10").ok
+    assert vm.guest("sleep 5").ok
+
+
+def test_long_input_arrives_whole(start_vm: Start) -> None:
+    vm = start_vm()
+    assert vm.guest("echo " + "x" * 900).ok
+    assert not vm.guest("unknown").ok
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_processors_start_and_work(start_vm: Start, count: int) -> None:
+    vm = start_vm("-smp", str(count))
+    answer = vm.guest("smp")
+    assert answer.ok and answer.value("cpus") == count
+    assert vm.guest("smp.lock 50").ok
+    assert vm.guest("smp.work 100000").ok
+    if count > 1:
+        assert vm.guest("smp.ipi 50").ok
+    assert len(vm.qmp.command("query-cpus")) == count
+
+
+def test_254_processors(start_vm: Start) -> None:
+    vm = start_vm("-smp", "254", memory=256)
+    answer = vm.guest("smp", timeout=60)
+    assert answer.ok and answer.value("cpus") == 254 and answer.value("largest-id") == 253
+
+
+def test_trap_in_the_guest_is_the_guests_affair(start_vm: Start) -> None:
+    vm = start_vm()
+    answer = vm.guest("trap")
+    assert not answer.ok and answer.value("vector") == 6
+    assert vm.guest("echo").ok
+
+
+@pytest.mark.parametrize("end", ["poweroff", "reboot", "triple", "port64"])
+def test_ends_by_the_guest(start_vm: Start, end: str) -> None:
+    vm = start_vm()
+    assert vm.guest("echo").ok
+    qmp = vm.qmp
+    vm.send(f"{end}\n")
+    event = qmp.wait_event("SHUTDOWN")
+    assert event["data"] == {"guest": True, "reason": "guest-shutdown"}
+    assert vm.wait() == 0
+    assert not vm.qmp_path.exists()
+    wait_until(lambda: not vm.processes(), "end of all processes")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_ends_by_a_signal(start_vm: Start, number: signal.Signals) -> None:
+    vm = start_vm()
+    assert vm.guest("echo").ok
+    qmp = vm.qmp
+    vm.process.send_signal(number)
+    assert qmp.wait_event("SHUTDOWN")["data"] == {"guest": False, "reason": "host-signal"}
+    assert vm.wait() == 0
+
+
+def test_quit_returns_before_the_event(start_vm: Start) -> None:
+    vm = start_vm()
+    assert vm.guest("echo").ok
+    assert vm.qmp.command("quit") == {}
+    assert vm.qmp.wait_event("SHUTDOWN")["data"] == {"guest": False, "reason": "host-qmp-quit"}
+    assert vm.wait() == 0
+
+
+def test_quit_while_the_guest_spins(start_vm: Start) -> None:
+    vm = start_vm("-smp", "2", append="script=smp;spin")
+    vm.wait_output(r"^ok smp ")
+    vm.qmp.command("quit")
+    assert vm.wait() == 0
+
+
+def test_pause_stops_the_guest_and_resume_lets_it_go_on(start_vm: Start) -> None:
+    vm = start_vm(append="script=ticker,20,500")
+    vm.wait_output(r"^note tick 3\r?\n")
+    qmp = vm.qmp
+    qmp.command("stop")
+    assert [event["event"] for event in qmp.events] == ["STOP"]
+    assert qmp.command("query-status")["status"] == "paused"
+    time.sleep(0.1)  # what was on its way has arrived
+    before = len(vm.output)
+    time.sleep(0.4)  # twenty ticks' time, in which none may come
+    assert len(vm.output) == before
+    qmp.command("cont")
+    assert qmp.command("query-status")["status"] == "running"
+    vm.wait_output(r"^note tick \d+\r?\n")
+
+
+def test_guest_clock_stands_still_while_paused(start_vm: Start) -> None:
+    vm = start_vm()
+    first = vm.guest("clock").value("ns")
+    began = time.monotonic_ns()
+    vm.qmp.command("stop")
+    time.sleep(0.5)  # the pause that the guest mustn't see
+    vm.qmp.command("cont")
+    second = vm.guest("clock").value("ns")
+    assert second - first < time.monotonic_ns() - began - 400_000_000
+
+
+def test_frozen_at_start(start_vm: Start) -> None:
+    vm = start_vm("-S")
+    assert vm.qmp.command("query-status")["running"] is False
+    assert vm.output == b""
+    vm.qmp.command("cont")
+    assert vm.guest("echo").ok
+
+
+def test_system_reset_boots_again(start_vm: Start) -> None:
+    vm = start_vm("-smp", "2")
+    assert vm.guest("smp").ok
+    vm.qmp.command("system_reset")
+    assert vm.qmp.wait_event("RESET")["data"]["guest"] is False
+    vm.wait_output(r"^ready\r?\n")
+    assert vm.guest("smp").value("cpus") == 2
+
+
+def test_power_button_raises_an_interrupt(start_vm: Start) -> None:
+    vm = start_vm()
+    assert vm.guest("echo").ok
+    vm.send("wait.gsi 16 10000\n")
+    vm.wait_output(r"^note waiting")
+    vm.qmp.command("system_powerdown")
+    assert vm.script_answer().ok
+    assert vm.qmp.wait_event("POWERDOWN")["data"] == {}
+
+
+@pytest.mark.parametrize("command", ["bad-fetch"])
+def test_internal_error_is_reported_and_leaves_the_vm_to_quit(start_vm: Start,
+                                                              command: str) -> None:
+    vm = start_vm()
+    assert vm.guest("echo").ok
+    qmp = vm.qmp
+    vm.send(f"{command}\n")
+    qmp.wait_event("STOP")
+    assert qmp.command("query-status") == {
+        "running": False, "singlestep": False, "status": "internal-error"}
+    wait_until(lambda: "rip" in vm.error_text().lower(), "report with registers")
+    qmp.command("quit")
+    assert vm.wait() == 0
+
+
+def test_absent_registers_and_ports_do_no_harm(start_vm: Start) -> None:
+    vm = start_vm()
+    assert vm.guest("read32 0xe0000000").text == "read32 0xffffffff"
+    assert vm.guest("write32 0xe0000000 1").ok
+    assert vm.guest("inb 0x2f8").ok
+    assert vm.guest("outb 0x80 1").ok
+    assert vm.guest("echo").ok
