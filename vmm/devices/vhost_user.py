@@ -53,10 +53,11 @@ class VhostUserDevice(VirtioDevice):
     :param socket_fd: connected to the back end, which need not run yet; owned from now on.
     :param queue_sizes: largest size of each queue that the guest sees.
     :param feature_mask: virtio features that this core and this device type can carry.
+    :param foreign: not a worker of ours: GET_VRING_BASE may not wait for requests in flight.
     """
 
     def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop,
-                 queue_sizes: Sequence[int], feature_mask: int) -> None:
+                 queue_sizes: Sequence[int], feature_mask: int, foreign: bool) -> None:
         self.id = id
         self.queue_sizes = tuple(queue_sizes)
         self.on_config_change = _nothing
@@ -66,12 +67,14 @@ class VhostUserDevice(VirtioDevice):
         self._memory = memory
         self._loop = loop
         self._feature_mask = feature_mask
+        self._foreign = foreign
         self._abort_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._error_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._frontend = Frontend(socket_fd, self._peer, self._abort_fd, REQUEST_LIMIT)
         self._channel: BackendChannel | None = None
         self._lock = _thread.allocate_lock()
         self._stop_pending = False
+        self._hung_up_seen = False
         self._trouble = ""               # why the state is BROKEN
         self._memory_sent = False
         self._features = 0               # negotiated with the driver
@@ -294,6 +297,8 @@ class VhostUserDevice(VirtioDevice):
 
     def _stop(self, deadline: float) -> None:
         """Stop every ring and wait until nothing is in flight; RUNNING becomes PAUSED."""
+        if self.state == RUNNING and self._foreign:
+            self._quiesce(deadline)
         if self.state == RUNNING or self._stop_pending:
             self.state = PAUSED
             self._stop_pending = True
@@ -301,20 +306,39 @@ class VhostUserDevice(VirtioDevice):
                 for queue in self._queues:
                     self._bases[queue.index] = self._frontend.get_vring_base(queue.index, deadline)
             self._stop_pending = False
-        for queue in self._queues:
-            self._wait_drained(queue, deadline)
+        if self._foreign:
+            for queue in self._queues:
+                self._wait_used(queue, self._bases[queue.index], deadline)
 
-    def _wait_drained(self, queue: QueueConfig, deadline: float) -> None:
-        """Some back ends answer GET_VRING_BASE with requests still in flight.
+    def _quiesce(self, deadline: float) -> None:
+        """Let a foreign back end finish what the guest has queued, before it is stopped.
 
-        They are done when the used index has caught up with the base (split rings).
+        qemu-storage-daemon 7.2 gives up for good ("Error writing eventfd") when a request ends
+        after GET_VRING_BASE, which closes the call descriptor.  If this takes too long the
+        rings go on running, and the caller is told.
         """
-        base = self._bases[queue.index]
-        while int.from_bytes(self._memory.read(queue.used + 2, 2), "little") != base:
+        if self._frontend.broken is not None:
+            return
+        for queue in self._queues:
+            # The guest may have been stopped between queueing and kicking.
+            os.eventfd_write(queue.kick_fd, 1)
+        for queue in self._queues:
+            self._wait_used(queue, self._index(queue.avail), deadline)
+
+    def _wait_used(self, queue: QueueConfig, index: int, deadline: float) -> None:
+        """Wait until the used index of a split ring has reached `index`."""
+        while self._index(queue.used) != index:
             if time.monotonic() + DRAIN_POLL > deadline:
                 raise BackendError(f"The {self._peer} did not finish its requests in time",
                                    "it hangs, or its disk does")
+            if self._hung_up_seen:
+                raise BackendError(f"The {self._peer} is gone with requests in flight",
+                                   "look at its log")
             time.sleep(DRAIN_POLL)
+
+    def _index(self, ring_part: int) -> int:
+        """`idx` of an available or used ring (virtio 1.2, 2.7.6, 2.7.8)."""
+        return int.from_bytes(self._memory.read(ring_part + 2, 2), "little")
 
     def _drop_inflight(self) -> None:
         # A buffer belongs to one life of the driver: after a reset a new one is asked for.
@@ -347,6 +371,7 @@ class VhostUserDevice(VirtioDevice):
     def _hung_up(self, events: int) -> None:
         """The back end closed the socket, or died."""
         self._loop.remove(self._watched_fd)
+        self._hung_up_seen = True
         if self.state in (RUNNING, PAUSED):
             self.on_failure(f"The {self._peer} is gone; look at its log")
 

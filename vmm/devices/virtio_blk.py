@@ -30,16 +30,20 @@ _NUM_QUEUES = 34  # le16
 
 
 class VirtioBlk(VhostUserDevice):
-    """One disk. `num_queues` and `queue_size` are what the guest sees."""
+    """One disk. `num_queues` and `queue_size` are what the guest sees.
+
+    :param foreign: the back end is not a worker of ours.
+    """
 
     device_id = DEVICE_ID_BLOCK
 
     def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop,
-                 num_queues: int = 1, queue_size: int = 256) -> None:
+                 num_queues: int = 1, queue_size: int = 256, foreign: bool = True) -> None:
         mask = _BLOCK_FEATURES | _RING_FEATURES
         if num_queues == 1:
             mask &= ~F_MQ
-        super().__init__(id, socket_fd, memory, loop, [queue_size] * num_queues, mask)
+        super().__init__(id, socket_fd, memory, loop, [queue_size] * num_queues, mask,
+                         foreign)
         self._config: bytes | None = None  # None: ask the back end
         self._config_changes = 0
 
