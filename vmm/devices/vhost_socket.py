@@ -6,10 +6,10 @@ import _socket
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.config.model import ChardevConfig
 

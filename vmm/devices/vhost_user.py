@@ -17,7 +17,6 @@ import _thread
 import os
 import select
 import time
-from typing import TYPE_CHECKING
 
 from shared.errors import SharedError
 from shared.memory_regions import RegionTable
@@ -27,6 +26,7 @@ from shared.vhost_user.frontend import BackendChannel, Frontend
 from vmm.devices.virtio_device import QueueConfig, VirtioDevice
 from vmm.errors import BackendError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

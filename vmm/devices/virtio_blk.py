@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vmm.devices.vhost_user import VhostUserDevice
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.event_loop import EventLoop
     from vmm.memory import GuestMemory

@@ -7,8 +7,7 @@ The device owns features on offer, the config space and what serves the queues.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 

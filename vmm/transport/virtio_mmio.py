@@ -14,13 +14,13 @@ from __future__ import annotations
 import _thread
 import os
 import time
-from typing import TYPE_CHECKING
 
 from shared import log
 from vmm.devices.virtio_device import QueueConfig
 from vmm.errors import BackendError, MemoryAccessError, VmmError
 from vmm.transport import mmio_registers as r
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
