@@ -10,7 +10,14 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/timerfd.h>
+#include <time.h>
 #include <unistd.h>
+
+// While characters keep coming the reader is woken once in this time, with what collected:
+// a wake-up for each would cost the guest twice the exit itself.
+#define BATCH_NS 1000000L
+#define QUIET_NS 10000000L // after this the first one is told at once
 
 enum {
 	REG_DATA = 0, // RBR, THR; DLL with DLAB
@@ -40,8 +47,9 @@ struct sv_uart {
 	int vm_fd;
 	uint32_t gsi;
 	int irq_event_fd;
-	int output_fd;
-	bool notified; // output_fd is readable
+	int output_fd; // a timer
+	int64_t notified_at;
+	bool notified; // output_fd is readable, or will be when its time is over
 	bool refused;  // put_input had no room: say so when there is
 	bool thr_due;  // the "THR empty" interrupt is latched
 	uint8_t raised; // interrupt sources (IER bits) after the last change
@@ -71,7 +79,7 @@ int sv_uart_create(int vm_fd, uint32_t gsi, int irq_event_fd, struct sv_uart **o
 
 	if (!uart)
 		return -ENOMEM;
-	uart->output_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	uart->output_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
 	if (uart->output_fd < 0) {
 		int ret = -errno;
 
@@ -101,10 +109,25 @@ int sv_uart_output_fd(struct sv_uart *uart)
 	return uart->output_fd;
 }
 
+static void set_timer(struct sv_uart *uart, long delay)
+{
+	struct itimerspec when = {.it_value.tv_nsec = delay};
+
+	timerfd_settime(uart->output_fd, 0, &when, NULL); // 0 also forgets that it expired
+}
+
 static void notify(struct sv_uart *uart)
 {
-	if (!uart->notified)
-		uart->notified = eventfd_write(uart->output_fd, 1) == 0;
+	struct timespec now;
+	int64_t ns;
+
+	if (uart->notified)
+		return;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	ns = now.tv_sec * 1000000000L + now.tv_nsec;
+	set_timer(uart, ns - uart->notified_at > QUIET_NS ? 1 : BATCH_NS);
+	uart->notified_at = ns;
+	uart->notified = true;
 }
 
 static void pulse(struct sv_uart *uart)
@@ -169,6 +192,8 @@ static void transmit(struct sv_uart *uart, uint8_t value)
 	if (uart->tx_count < SV_UART_TX_SIZE) {
 		uart->tx[(uart->tx_head + uart->tx_count++) % SV_UART_TX_SIZE] = value;
 		notify(uart);
+		if (uart->tx_count == SV_UART_TX_SIZE / 2)
+			set_timer(uart, 1);
 	}
 	uart->thr_due = uart->tx_count < SV_UART_TX_SIZE;
 }
@@ -326,7 +351,6 @@ void sv_uart_write(struct sv_uart *uart, uint32_t offset, uint8_t value)
 int sv_uart_take_output(struct sv_uart *uart, void *buffer, uint32_t limit)
 {
 	uint32_t length, first;
-	eventfd_t ignored;
 	bool full;
 
 	pthread_mutex_lock(&uart->lock);
@@ -344,7 +368,7 @@ int sv_uart_take_output(struct sv_uart *uart, void *buffer, uint32_t limit)
 	}
 	if (!uart->tx_count && uart->notified) {
 		uart->notified = false;
-		eventfd_read(uart->output_fd, &ignored);
+		set_timer(uart, 0);
 	}
 	pthread_mutex_unlock(&uart->lock);
 	return (int)length;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -50,8 +51,8 @@ class Uart:
         except BlockingIOError:
             return 0
 
-    def notified(self) -> bool:
-        return bool(select.select([self.output_fd], [], [], 0)[0])
+    def notified(self, wait: float = 0.0) -> bool:
+        return bool(select.select([self.output_fd], [], [], wait)[0])
 
     def fill_output(self) -> None:
         for _ in range(lib.SV_UART_TX_SIZE):
@@ -80,12 +81,41 @@ def test_output_comes_out_in_order_and_notifies(uart: Uart) -> None:
     assert not uart.notified()
     for byte in b"hello":
         uart.write(DATA, byte)
-    assert uart.notified()
+    assert uart.notified(5)
     assert uart.take(2) == b"he"
     assert uart.notified(), "there is more"
     assert uart.take() == b"llo"
     assert not uart.notified()
     assert uart.take() == b""
+
+
+def test_output_is_announced_in_batches(uart: Uart) -> None:
+    """Each wake-up of the reader finds what collected meanwhile; nothing is forgotten."""
+    wakes = 0
+    received = 0
+    start = time.monotonic()
+    for _ in range(20):
+        for _ in range(500):
+            uart.write(DATA, 0x41)
+            if uart.notified():
+                wakes += 1
+                received += len(uart.take())
+    duration = time.monotonic() - start
+    assert wakes <= 2 + duration / 0.001
+    assert received or uart.notified(5)
+    received += len(uart.take())
+    assert received == 10_000
+    assert not uart.notified(0.005)
+
+
+def test_a_half_full_ring_is_announced_at_once(uart: Uart) -> None:
+    uart.write(DATA, 0)
+    assert uart.notified(5)
+    uart.take()
+    uart.write(DATA, 0)  # starts a batch
+    for _ in range(lib.SV_UART_TX_SIZE // 2):
+        uart.write(DATA, 0)
+    assert uart.notified(5)
 
 
 def test_output_wraps_around(uart: Uart) -> None:
@@ -126,7 +156,7 @@ def test_input_beyond_the_fifo_is_refused_and_room_is_announced(uart: Uart) -> N
     assert not uart.notified()
     for _ in range(size // 2):
         uart.read(DATA)
-    assert uart.notified()
+    assert uart.notified(5)
     assert uart.take() == b"", "taking clears the notice"
     assert not uart.notified()
     assert uart.put(bytes(size)) == size // 2
@@ -199,7 +229,7 @@ def test_loopback_wires_modem_lines_and_data(uart: Uart) -> None:
     assert uart.read(DATA) == 0x5A
     assert uart.take() == b""
     uart.write(MCR, 0)
-    assert uart.notified(), "input that was refused is welcome now"
+    assert uart.notified(5), "input that was refused is welcome now"
     assert uart.read(MSR) & 0xF0 == 0xB0
 
 
