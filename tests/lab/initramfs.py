@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 Entry = bytes | Path | str | None
 HERE = Path(__file__).parent
 FOLDERS = ("dev", "proc", "sys", "tmp", "run", "mnt", "bin", "sbin", "etc", "root", "modules")
-APPLETS = ("sh", "mount", "insmod", "cat", "ls")  # the rest: `busybox --install -s`
 
 
 def busybox() -> Path:
@@ -37,8 +36,11 @@ def tree(init: Path, modules: list[Path], extra: Mapping[str, Entry] | None = No
     """The files of a small Linux user space around `init`, which loads `modules` in order."""
     files: dict[str, Entry] = dict.fromkeys(FOLDERS)
     files["bin/busybox"] = busybox()
-    for applet in APPLETS:
-        files[f"bin/{applet}"] = "-> busybox"
+    applets = subprocess.run([str(files["bin/busybox"]), "--list"], capture_output=True, text=True,
+                             check=True).stdout.split()
+    for applet in applets:
+        if applet != "busybox":
+            files[f"bin/{applet}"] = "-> busybox"
     files["init"] = init
     files["sbin/init"] = "-> ../init"
     files["etc/passwd"] = b"root::0:0:root:/root:/bin/sh\n"

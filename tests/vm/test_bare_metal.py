@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 import time
@@ -41,7 +42,7 @@ def test_memory_map_holds_no_overlap(start_vm: Start) -> None:
     notes = start_vm(memory=256).guest("mem").notes
     ranges = sorted((int(a, 16), int(b, 16))
                     for note in notes for a, b in re.findall(r"(0x\w+)\+(0x\w+)", note))
-    assert all(a + b <= c for (a, b), (c, _) in zip(ranges, ranges[1:], strict=False))
+    assert all(a + b <= c for (a, b), (c, _) in itertools.pairwise(ranges))
 
 
 def test_memory_above_four_gigabytes(start_vm: Start) -> None:

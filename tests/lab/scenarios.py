@@ -1,0 +1,89 @@
+"""Runs one VM through a list of steps; inside the lab, or on the host where KVM is real.
+
+    python -m tests.lab.scenarios FILE      FILE holds {"arguments": […], "append": …, "steps": […]}
+
+Steps, each a list: ["output", PATTERN, SECONDS], ["send", TEXT], ["qmp", NAME, {ARGUMENTS}],
+["event", NAME, SECONDS], ["exit", SECONDS], ["run", SHELL COMMAND], ["start", SHELL COMMAND].
+The last line of standard output is the report as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.support.qmp import QmpError
+from tests.support.test_vm import TestVm
+
+
+def play(plan: dict[str, Any]) -> dict[str, Any]:
+    """Start the VM of `plan`, go through its steps; what was seen, for the host's asserts.
+
+    A step that fails ends the play: `failure` holds what and the whole story.
+    """
+    report: dict[str, Any] = {"replies": [], "events": [], "texts": [], "failure": None,
+                              "exit": None, "left": []}
+    helpers: list[subprocess.Popen[bytes]] = []
+    folder = Path(tempfile.mkdtemp(prefix="vm-"))
+    os.chdir(folder)
+    vm: TestVm | None = None
+    began = time.monotonic()
+    try:
+        for command in plan.get("before", []):
+            helpers.append(subprocess.Popen(["sh", "-c", command], stdin=subprocess.DEVNULL))
+        vm = TestVm(folder, *plan["arguments"], append=plan.get("append", ""),
+                    serial=plan.get("serial", True), command=plan.get("command"))
+        for step in plan["steps"]:
+            take_step(vm, step, report)
+            report["texts"].append(f"{time.monotonic() - began:.2f} {step[0]} {step[1:]}")
+        if vm.process.poll() is not None:
+            report["left"] = sorted(vm.processes().values())
+    except Exception as error:
+        report["failure"] = f"{type(error).__name__}: {error}"
+        if vm is not None:
+            report["failure"] += f"\n{vm.story()}"
+    finally:
+        if vm is not None:
+            report["console"] = vm.output.decode(errors="replace")
+            report["errors"] = vm.error_text()
+            report["events"] = [] if vm._qmp is None else [
+                item for item in vm._qmp.log if "event" in item]
+            vm.close()
+        for helper in helpers:
+            helper.kill()
+    report["seconds"] = time.monotonic() - began
+    return report
+
+
+def take_step(vm: TestVm, step: list[Any], report: dict[str, Any]) -> None:
+    """One step; what it yields goes into `report`."""
+    kind, *values = step
+    if kind == "output":
+        report["replies"].append(vm.wait_output(*values))
+    elif kind == "send":
+        vm.send(values[0])
+    elif kind == "qmp":
+        try:
+            report["replies"].append(vm.qmp.command(values[0], **(values[1:] or [{}])[0]))
+        except QmpError as error:
+            report["replies"].append({"error": error.error})
+    elif kind == "event":
+        report["replies"].append(vm.qmp.wait_event(*values))
+    elif kind == "exit":
+        report["exit"] = vm.wait(*values)
+    elif kind == "run":
+        result = subprocess.run(["sh", "-c", values[0]], capture_output=True, text=True,
+                                check=False)
+        report["replies"].append(result.stdout + result.stderr)
+    else:
+        raise ValueError(f"no step {kind}")
+
+
+if __name__ == "__main__":
+    print(json.dumps(play(json.loads(Path(sys.argv[1]).read_text()))))

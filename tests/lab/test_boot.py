@@ -1,0 +1,140 @@
+"""Unmodified Linux in our microVM: kernels, discovery, disks, ends, QMP beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.lab import images, kernels
+from tests.lab.small_kernel import small_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Play = Callable[..., dict[str, Any]]
+
+pytestmark = pytest.mark.lab
+
+CONTENT = ("md5sum /dev/vda", "mount -o ro /dev/vda /mnt", "cat /mnt/message", "umount /mnt")
+DISK = ["-drive", "id=rootfs,file=/mnt/disk,direct=off", "-device",
+        "virtio-blk-device,drive=rootfs"]
+END: list[list[Any]] = [["event", "SHUTDOWN", 60], ["exit", 20]]
+GUEST_END = {"guest": True, "reason": "guest-shutdown"}
+MANUAL = "console=ttyS0 pci=off reboot=k quiet panic=1 root=/dev/vda"
+KATA = ("reboot=k panic=1 net.ifnames=0 pci=off iommu=off acpi=off console=ttyS0 quiet "
+        "root=/dev/vda rootflags=data=ordered,errors=remount-ro ro rootfstype=ext4")
+
+
+def plan(kernel: Path, *arguments: str | Path, initrd: Path | None = None, append: str,
+         steps: list[list[Any]], **more: Any) -> dict[str, Any]:
+    """A scenario on a microvm with the test's disk (its size is too small for `direct`)."""
+    boot = ["-kernel", str(kernel), *(["-initrd", str(initrd)] if initrd else [])]
+    return {"arguments": ["-machine", "microvm", "-m", "256", *boot, *map(str, arguments)],
+            "append": append, "steps": steps, **more}
+
+
+@pytest.mark.parametrize("form", ["vmlinuz", "vmlinux"])
+def test_debian_boots_and_reads_its_disk(play: Play, form: str) -> None:
+    kernel = getattr(kernels.debian_kernel(), form)
+    report = play(plan(kernel, *DISK, "-smp", "2", initrd=images.debian_initramfs(),
+                       append=images.command_line(*CONTENT, "poweroff -f"),
+                       steps=[["qmp", "query-status"], ["output", r"L2 ready.*\n", 60], *END]),
+                  files={"disk": images.root_disk()})
+    assert report["replies"][0]["status"] == "running"
+    assert "cpus=2" in report["replies"][1]
+    assert images.md5(images.root_disk()) in report["console"]
+    assert images.MESSAGE.strip() in report["console"]
+    assert report["replies"][-1]["data"] == GUEST_END
+    assert report["exit"] == 0 and report["left"] == []
+
+
+@pytest.mark.parametrize("form", ["vmlinux", "bzImage", "raw"])
+def test_the_manuals_own_command_line(play: Play, form: str) -> None:
+    report = play({
+        "arguments": ["-machine", "microvm", "-kernel", str(small_kernel()[form]),
+                      "-smp", "1", "-m", "1024",
+                      "-append", f"{MANUAL} lab.run=cat,/message;reboot,-f",
+                      "-drive", "file=/mnt/disk,id=rootfs,readonly=off,direct=off",
+                      "-device", "virtio-blk-device,drive=rootfs"],
+        "steps": [["qmp", "query-status"], *END]}, files={"disk": images.root_disk()})
+    assert images.MESSAGE.strip() in report["console"]
+    assert report["replies"][-1]["data"] == GUEST_END
+    assert report["exit"] == 0 and report["left"] == []
+
+
+def test_katas_command_line_without_acpi(play: Play) -> None:
+    report = play({
+        "arguments": ["-name", "sandbox-1", "-uuid", "8f3d1c52-6a4e-4b6f-9a3f-0d9c5f1b2a3c",
+                      "-smp", "1", "-m", "512", "-kernel", str(small_kernel()["vmlinux"]),
+                      "-append", f"{KATA} lab.run=cat,/message;reboot,-f",
+                      "-D", "-disable-seccomp",
+                      "-machine", "type=microvm,dump-guest-core=off,mem-share=on",
+                      "-drive", "id=rootfs,file=/mnt/disk,readonly=on,direct=off",
+                      "-device", "virtio-blk-device,drive=rootfs,id=virtio-blk0"],
+        "steps": [["qmp", "query-cpus"], *END]}, files={"disk": images.root_disk()})
+    assert report["replies"][0][0]["thread_id"] > 0
+    assert images.MESSAGE.strip() in report["console"]
+    assert report["replies"][-1]["data"] == GUEST_END
+    assert report["exit"] == 0
+
+
+def test_power_button_powers_debian_off(play: Play) -> None:
+    report = play(plan(kernels.debian_kernel().vmlinux, initrd=images.debian_initramfs(),
+                       append=images.command_line(),
+                       steps=[["output", "L2 shell", 60], ["qmp", "system_powerdown"],
+                              ["event", "POWERDOWN", 10], *END]))
+    assert "L2 power button" in report["console"]
+    assert report["replies"][-1]["data"] == GUEST_END and report["exit"] == 0
+
+
+def test_stop_and_cont_under_linux(play: Play) -> None:
+    report = play(plan(small_kernel()["vmlinux"], *DISK,
+                       append=f"{images.COMMAND_LINE} root=/dev/vda",
+                       steps=[["output", "L2 shell", 60], ["qmp", "stop"],
+                              ["qmp", "query-status"], ["send", "echo awake $((40+2))\n"],
+                              ["run", "sleep 1"], ["qmp", "query-status"], ["qmp", "cont"],
+                              ["output", "awake 42", 20], ["send", "poweroff -f\n"], *END]),
+                  files={"disk": images.root_disk()})
+    assert [event["event"] for event in report["events"]] == ["STOP", "RESUME", "SHUTDOWN"]
+    assert report["replies"][2]["status"] == "paused"
+
+
+def test_what_the_guest_writes_reaches_the_image(play: Play, tmp_path: Path) -> None:
+    second = tmp_path / "second"
+    second.write_bytes(bytes(1 << 20))
+    report = play(plan(kernels.debian_kernel().vmlinux, *DISK, "-drive",
+                       "id=second,file=/mnt/second,direct=off",
+                       "-device", "virtio-blk-device,drive=second,serial=SECOND",
+                       initrd=images.debian_initramfs(),
+                       append=images.command_line(
+                           "cat /sys/block/vdb/serial", "dd if=/dev/vda of=/dev/vdb bs=64k count=8",
+                           "sync", "md5sum /dev/vdb", "poweroff -f"), steps=END),
+                  files={"disk": images.root_disk(), "second": second})
+    assert "SECOND" in report["console"]
+    expected = images.root_disk().read_bytes()[: 512 << 10]
+    assert report["files"]["second"] == expected + bytes(512 << 10)
+
+
+def test_many_processors(play: Play) -> None:
+    report = play(plan(small_kernel()["vmlinux"], "-smp", "16",
+                       initrd=images.plain_initramfs(),
+                       append=images.command_line("poweroff -f"),
+                       steps=[["output", r"L2 ready.*\n", 80], *END]), timeout=120)
+    assert "cpus=16" in report["replies"][0]
+
+
+def test_disk_of_a_foreign_back_end(play: Play) -> None:
+    """qemu-storage-daemon over vhost-user: our front end against somebody else's back end."""
+    report = play(plan(
+        kernels.debian_kernel().vmlinux, "-chardev", "socket,id=back,path=/tmp/back.sock",
+        "-device", "vhost-user-blk-device,chardev=back,id=blk0",
+        initrd=images.debian_initramfs(),
+        append=images.command_line(*CONTENT, "poweroff -f"),
+        before=["exec qemu-storage-daemon --blockdev file,node-name=f,filename=/mnt/disk "
+                "--export vhost-user-blk,id=e,node-name=f,writable=on,"
+                "addr.type=unix,addr.path=/tmp/back.sock"],
+        steps=END), files={"disk": images.root_disk()})
+    assert images.md5(images.root_disk()) in report["console"]
+    assert images.MESSAGE.strip() in report["console"]

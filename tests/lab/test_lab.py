@@ -1,0 +1,48 @@
+"""The lab itself: fresh each time, time limits, files both ways."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.lab import images, kernels
+from tests.lab.kernels import lz4_legacy
+
+if TYPE_CHECKING:
+    from tests.lab.lab import Lab
+
+pytestmark = pytest.mark.lab
+
+
+def test_scripts_run_and_kvm_is_real(lab: Lab) -> None:
+    assert "svm" in lab.check("cat /proc/cpuinfo")
+    assert lab.check("ls -l /dev/kvm").startswith("crw")
+    (lab.share / "input").write_text("from the host")
+    assert lab.check("cat /mnt/input; echo inside > /mnt/output") == "from the host"
+    assert (lab.share / "output").read_text() == "inside\n"
+    assert lab.run("exit 3").code == 3
+
+
+def test_a_script_over_its_time_is_killed(lab: Lab) -> None:
+    assert lab.run("sleep 1000", timeout=1).code == 137
+    assert lab.check("echo still here") == "still here\n"
+
+
+def test_a_debian_kernel_boots_under_qemu_in_the_lab(lab: Lab) -> None:
+    """If this fails, the lab is at fault and not the product."""
+    (lab.share / "disk").write_bytes(images.root_disk().read_bytes())
+    output = lab.check(
+        "exec timeout 60 qemu-system-x86_64 -M microvm,rtc=on -accel kvm -cpu host -m 256 "
+        "-nodefaults -no-reboot -display none -serial stdio "
+        "-global virtio-mmio.force-legacy=false "
+        f"-kernel {kernels.debian_kernel().vmlinux} -initrd {images.debian_initramfs()} "
+        "-drive id=d,file=/mnt/disk,format=raw,if=none -device virtio-blk-device,drive=d "
+        f"-append '{images.command_line('md5sum /dev/vda', 'poweroff -f')}'")
+    assert images.md5(images.root_disk()) in output
+
+
+def test_lz4_copies_that_overlap() -> None:
+    block = bytes([0x1F, 0x61, 1, 0, 5]) + bytes([0x30]) + b"xyz"
+    data = b"\x02\x21\x4c\x18" + len(block).to_bytes(4, "little") + block
+    assert lz4_legacy(data) == b"a" * 25 + b"xyz"
