@@ -1,10 +1,11 @@
-"""Our front end, device and transport against qemu-storage-daemon: a disk without KVM."""
+"""Front end, device and transport over real back ends, without KVM: ours and QEMU's."""
 
 from __future__ import annotations
 
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,25 +31,34 @@ F_EVENT_IDX = 1 << 29
 BASE = 0xF0100000
 
 
-class Disk:
-    """A disk behind qemu-storage-daemon, driven through the registers of its slot."""
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = {
+    "qemu": lambda image, path: [
+        "qemu-storage-daemon",
+        "--blockdev", f"file,node-name=disk,filename={image}",
+        "--export", "vhost-user-blk,id=export,node-name=disk,addr.type=unix,"
+        f"addr.path={path},writable=on,num-queues=2"],
+    "ours": lambda image, path: [
+        sys.executable, "-m", "workers.blk", f"--blk-file={image}", f"--socket-path={path}",
+        "--num-queues=2"],
+}
 
-    def __init__(self, folder: Path, num_queues: int = 1) -> None:
+
+class Disk:
+    """A disk with two queues behind `kind`, driven through the registers of its slot."""
+
+    def __init__(self, folder: Path, num_queues: int = 1, kind: str = "qemu") -> None:
         self.content = random.Random(1).randbytes(IMAGE_SIZE)
         self.image = folder / "image"
         self.image.write_bytes(self.content)
         path = folder / "socket"
-        self.daemon = subprocess.Popen([
-            "qemu-storage-daemon",
-            "--blockdev", f"file,node-name=disk,filename={self.image}",
-            "--export", "vhost-user-blk,id=export,node-name=disk,addr.type=unix,"
-            f"addr.path={path},writable=on,num-queues=2"])
+        self.daemon = subprocess.Popen(COMMANDS[kind](str(self.image), str(path)), cwd=ROOT)
         self.ram = GuestMemory(4 << 20)
         self.vm = FakeVm()
         self.loop = EventLoop()
         self.device = VirtioBlk("disk0", self._connect(str(path)),
                                 FakeGuestMemory(self.ram),  # type: ignore[arg-type]
-                                self.loop, num_queues, 128)
+                                self.loop, num_queues, 128, kind == "qemu")
         self.transport = VirtioMmio(self.vm, FakeGuestMemory(self.ram),  # type: ignore[arg-type]
                                     BASE, 5, self.device)
         self.driver = MmioDriver(self.transport)
@@ -102,10 +112,11 @@ class Disk:
         self.ram.close()
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    require("qemu")
-    result = Disk(tmp_path)
+@pytest.fixture(params=list(COMMANDS))
+def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
+    if request.param == "qemu":
+        require("qemu")
+    result = Disk(tmp_path, kind=request.param)
     yield result
     result.close()
 
@@ -120,9 +131,11 @@ def test_reads_and_writes(disk: Disk) -> None:
     assert disk.read(101) == b"\x5a" * 512
 
 
-def test_two_queues(tmp_path: Path) -> None:
-    require("qemu")
-    disk = Disk(tmp_path, 2)
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_two_queues(tmp_path: Path, kind: str) -> None:
+    if kind == "qemu":
+        require("qemu")
+    disk = Disk(tmp_path, 2, kind)
     disk.start()
     assert disk.driver.config(34, 2) == 2
     for queue in (0, 1):
@@ -131,8 +144,7 @@ def test_two_queues(tmp_path: Path) -> None:
 
 
 def test_more_queues_than_the_back_end_has(tmp_path: Path) -> None:
-    require("qemu")
-    disk = Disk(tmp_path, 3)
+    disk = Disk(tmp_path, 3, "ours")
     assert disk.driver.features() == 0
     assert disk.device.state == BROKEN
     disk.close()
