@@ -14,6 +14,7 @@ struct sv_disk {
 	bool block_device;
 	bool unmap;
 	bool writeback;
+	bool no_zero_range;
 	uint64_t size;
 	uint64_t capacity;
 	uint32_t align;

@@ -74,6 +74,7 @@ int sv_virtq_start(struct sv_virtq *vq, const struct sv_memory *memory, unsigned
 	vq->avail_event = (void *)&vq->used->ring[size];
 	vq->used_idx = LOAD(vq->used->idx);
 	vq->used_published = vq->used_idx;
+	vq->signalled = vq->used_idx;
 	vq->last_avail = base;
 	vq->avail_seen = base;
 	if (inflight) {
@@ -295,7 +296,7 @@ bool sv_virtq_wants_call(struct sv_virtq *vq)
 	uint16_t old = vq->signalled;
 	uint16_t event;
 
-	if (vq->signalled_valid && old == vq->used_published)
+	if (old == vq->used_published)
 		return false;
 	// The used index must be visible before the driver's wish is read, else both sides may
 	// conclude that the other one will look (2.7.7).

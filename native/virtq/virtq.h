@@ -29,12 +29,12 @@ struct sv_virtq {
 	bool event_idx;
 	bool indirect;
 	bool broken;
-	bool signalled_valid;   // signalled is the used index of the last call
+	bool signalled_valid;   // the driver was asked once whether it wants a call
 	uint16_t last_avail;    // next entry of the available ring to take
 	uint16_t avail_seen;    // the guest's index when last read
 	uint16_t used_idx;      // next entry of the used ring to fill
 	uint16_t used_published;
-	uint16_t signalled;
+	uint16_t signalled;     // used index when it was last asked
 	uint16_t batch_head;    // heads completed and not yet published, linked in `inflight`
 	uint16_t resubmit_count;
 	uint16_t resubmit_next;

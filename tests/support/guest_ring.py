@@ -198,6 +198,8 @@ class BlkRequest:
         elif room:
             memory.fill(self.data_at, room, UNSET)
         step = -(-size // segments) if size else 0
+        if align >= 512 and size % 512 == 0:
+            step = -(-step // 512) * 512
         for at in range(0, size, step or 1):
             self.buffers.append((self.data_at + at, min(step, size - at), not data))
         self.buffers.append((self.status_at, 1, True))
