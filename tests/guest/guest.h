@@ -140,6 +140,7 @@ void sleep_ns(u64 nanoseconds);
 // ---- platform.c: what the loader and the firmware tables say -------------------------------------
 const char *command_line(void);
 void mem_command(void);
+void initrd_command(void);
 void acpi_command(void);
 void mptable_command(void);
 u32 firmware_cpus(void);

@@ -184,6 +184,7 @@ static void wait_gsi_command(int argc, u64 *argv)
 static void acpi_line(int argc, u64 *argv) { acpi_command(); }
 static void mptable_line(int argc, u64 *argv) { mptable_command(); }
 static void mem_line(int argc, u64 *argv) { mem_command(); }
+static void initrd_line(int argc, u64 *argv) { initrd_command(); }
 
 static void cmdline_command(int argc, u64 *argv) { print("ok cmdline %s\n", command_line()); }
 
@@ -263,6 +264,7 @@ static const struct {
 	{ "acpi", acpi_line, 0 },
 	{ "mptable", mptable_line, 0 },
 	{ "mem", mem_line, 0 },
+	{ "initrd", initrd_line, 0 },
 	{ "cmdline", cmdline_command, 0 },
 	{ "smp", smp_command, 0 },
 	{ "smp.lock", smp_lock_command, 0 },

@@ -54,6 +54,24 @@ void mem_command(void)
 	print("ok mem ram=%u boot=%s\n", total, boot_pvh ? "pvh" : "64bit");
 }
 
+// Where the loader put the initrd, and its CRC-32.
+void initrd_command(void)
+{
+	u64 address = 0, size = 0;
+
+	if (boot_pvh && read32(boot_pvh + 12)) {
+		const u64 *module = (const u64 *)*(u64 *)(boot_pvh + 16);
+
+		address = module[0];
+		size = module[1];
+	} else if (!boot_pvh) {
+		address = read32(boot_zero_page + 0x218);
+		size = read32(boot_zero_page + 0x21c);
+	}
+	print("%s initrd address=0x%x size=%u crc=0x%x\n", size ? "ok" : "fail", address, size,
+	      size ? run_user(user_crc32, address, size, 0, 0) : 0);
+}
+
 static bool sum_is_zero(u64 address, u32 length)
 {
 	u8 sum = 0;

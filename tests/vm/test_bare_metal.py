@@ -6,6 +6,7 @@ import itertools
 import re
 import signal
 import time
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from tests.support.test_vm import TestVm, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     Start = Callable[..., TestVm]
 
@@ -36,6 +38,15 @@ def test_command_line_reaches_the_guest_whole(start_vm: Start) -> None:
     vm = start_vm("-append", "first=1 second=äö", append="third")
     answer = vm.guest("cmdline")
     assert answer.text.startswith("cmdline first=1 second=äö third")
+
+
+@pytest.mark.parametrize("kernel", ["guest.elf", "guest-64.elf", "guest.bzimage"])
+def test_initrd_reaches_the_guest_whole(start_vm: Start, kernel: str, tmp_path: Path) -> None:
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(bytes(range(251)) * 4321)
+    answer = start_vm("-initrd", initrd, kernel=kernel).guest("initrd")
+    assert answer.ok and answer.value("size") == initrd.stat().st_size
+    assert answer.value("crc") == zlib.crc32(initrd.read_bytes())
 
 
 def test_memory_map_holds_no_overlap(start_vm: Start) -> None:
