@@ -1,0 +1,1 @@
+"""The commands, a file for each family: `COMMANDS` and the `TYPES` that they use."""

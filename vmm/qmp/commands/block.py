@@ -1,0 +1,118 @@
+"""Block back ends and their counters."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vmm.qmp.commands.workers import totals
+from vmm.qmp.registry import Argument, Command
+
+if TYPE_CHECKING:
+    from vmm.machine.machine import BlockNode
+    from vmm.qmp.connection import Request
+    from vmm.vm import Vm
+
+# QMP's name of a counter, and the worker's.
+_COUNTERS = {
+    "rd_bytes": "read_bytes", "wr_bytes": "written_bytes", "rd_operations": "reads",
+    "wr_operations": "writes", "flush_operations": "flushes", "unmap_operations": "discards",
+}
+# What QEMU counts and we don't: its clients want the members all the same.
+_UNCOUNTED = (
+    "unmap_bytes", "rd_total_time_ns", "wr_total_time_ns", "flush_total_time_ns",
+    "unmap_total_time_ns", "wr_highest_offset", "rd_merged", "wr_merged", "unmap_merged",
+    "failed_rd_operations", "failed_wr_operations", "failed_flush_operations",
+    "failed_unmap_operations", "invalid_rd_operations", "invalid_wr_operations",
+    "invalid_flush_operations", "invalid_unmap_operations",
+)
+
+
+def _inserted(name: str, node: BlockNode) -> dict[str, object]:
+    drive, image = node.config, node.image
+    driver = "host_device" if image.is_block_device else "file"
+    limits = {limit: 0 for limit in ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")}
+    limits["iops"] = drive.iops_total
+    return {
+        "file": drive.file, "node-name": name, "ro": drive.readonly, "drv": drive.format,
+        "backing_file_depth": 0, "encrypted": False, "detect_zeroes": drive.detect_zeroes,
+        **limits,
+        "image": {"filename": drive.file, "format": drive.format, "virtual-size": image.size,
+                  "actual-size": _allocated(image.fd), "children": []},
+        "cache": {"writeback": True, "direct": drive.direct, "no-flush": False},
+        "write_threshold": 0, "driver": driver,
+    }
+
+
+def _allocated(fd: int) -> int:
+    try:
+        return os.fstat(fd).st_blocks * 512
+    except OSError:
+        return 0
+
+
+def _query_block(request: Request) -> object:
+    return [{"device": "", "qdev": node.device_id or "", "type": "unknown", "removable": False,
+             "locked": False, "io-status": "ok", "inserted": _inserted(name, node)}
+            for name, node in request.vm.blocks.items()]
+
+
+def _query_named_block_nodes(request: Request) -> object:
+    return [_inserted(name, node) for name, node in request.vm.blocks.items()]
+
+
+def _statistics(vm: Vm, node: BlockNode) -> dict[str, object]:
+    device = vm.devices.get(node.device_id) if node.device_id is not None else None
+    worker = device.worker if device is not None else None
+    counters = totals(worker) if worker is not None else {}
+    statistics: dict[str, object] = dict.fromkeys(_UNCOUNTED, 0)
+    for name, counter in _COUNTERS.items():
+        statistics[name] = counters.get(counter, 0)
+    statistics.update({"account_invalid": False, "account_failed": False, "timed_stats": []})
+    return statistics
+
+
+def _query_blockstats(request: Request) -> object:
+    """With `query-nodes` QEMU names nodes, else devices; we name both always."""
+    vm = request.vm
+    return [{"device": "", "node-name": name, "qdev": node.device_id or "",
+             "stats": _statistics(vm, node)} for name, node in vm.blocks.items()]
+
+
+TYPES: dict[str, dict[str, str] | tuple[str, ...]] = {
+    "BlockInfo": {"device": "str", "qdev?": "str", "type": "str", "removable": "bool",
+                  "locked": "bool", "io-status?": "BlockDeviceIoStatus",
+                  "inserted?": "BlockDeviceInfo"},
+    "BlockDeviceIoStatus": ("ok", "failed", "nospace"),
+    "BlockDeviceInfo": {
+        "file": "str", "node-name?": "str", "ro": "bool", "drv": "str",
+        "backing_file_depth": "int", "encrypted": "bool",
+        "detect_zeroes": "BlockdevDetectZeroesOptions", "bps": "int", "bps_rd": "int",
+        "bps_wr": "int", "iops": "int", "iops_rd": "int", "iops_wr": "int", "image": "ImageInfo",
+        "cache": "BlockdevCacheInfo", "write_threshold": "int", "driver?": "str"},
+    "BlockdevDetectZeroesOptions": ("off", "on", "unmap"),
+    "ImageInfo": {"filename": "str", "format": "str", "virtual-size": "int",
+                  "actual-size?": "int", "children": "[any]"},
+    "BlockdevCacheInfo": {"writeback": "bool", "direct": "bool", "no-flush": "bool"},
+    "BlockStats": {"device?": "str", "node-name?": "str", "qdev?": "str",
+                   "stats": "BlockDeviceStats"},
+    "BlockDeviceStats": {**dict.fromkeys((*_COUNTERS, *_UNCOUNTED), "int"),
+                         "account_invalid": "bool", "account_failed": "bool",
+                         "timed_stats": "[any]"},
+    "BlockJobInfo": {"device": "str", "type": "str"},
+}
+
+
+def _nothing(request: Request) -> object:
+    """There are no block jobs."""
+    return []
+
+
+COMMANDS = (
+    Command("query-block", _query_block, returns="[BlockInfo]"),
+    Command("query-named-block-nodes", _query_named_block_nodes,
+            Argument("flat", "bool", optional=True), returns="[BlockDeviceInfo]"),
+    Command("query-blockstats", _query_blockstats,
+            Argument("query-nodes", "bool", optional=True), returns="[BlockStats]"),
+    Command("query-block-jobs", _nothing, returns="[BlockJobInfo]"),
+)

@@ -1,0 +1,56 @@
+"""The life of the VM: stop, cont, reset, power, quit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.qmp.registry import DEFERRED, Argument, Command
+
+if TYPE_CHECKING:
+    from vmm.qmp.connection import Request
+
+
+def _qmp_capabilities(request: Request) -> object:
+    """Accepted at any time, never required; there is no capability to enable."""
+    return {}
+
+
+def _stop(request: Request) -> object:
+    request.vm.pause(request.done)
+    return DEFERRED
+
+
+def _cont(request: Request) -> object:
+    request.vm.resume(request.done)
+    return DEFERRED
+
+
+def _system_reset(request: Request) -> object:
+    request.vm.reset(request.done)
+    return DEFERRED
+
+
+def _system_powerdown(request: Request) -> object:
+    request.vm.powerdown()
+    return {}
+
+
+def _quit(request: Request) -> object:
+    request.reply({})  # before the event SHUTDOWN, as the manual prints it
+    request.vm.quit()
+    return DEFERRED
+
+
+TYPES: dict[str, dict[str, str] | tuple[str, ...]] = {
+    "QMPCapability": ("oob",),
+}
+
+COMMANDS = (
+    Command("qmp_capabilities", _qmp_capabilities,
+            Argument("enable", "[QMPCapability]", optional=True)),
+    Command("quit", _quit),
+    Command("stop", _stop),
+    Command("cont", _cont),
+    Command("system_reset", _system_reset),
+    Command("system_powerdown", _system_powerdown),
+)
