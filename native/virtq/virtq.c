@@ -149,15 +149,16 @@ static int add_buffer(struct sv_virtq *vq, struct sv_chain *chain, uint64_t addr
 	return 0;
 }
 
-// A private copy of one descriptor: it is checked and used from there only.
+// An indirect table need not be aligned.
+typedef uint64_t __attribute__((aligned(1), may_alias)) word;
+
+// A private copy of one descriptor, read once: it is checked and used from there only.
 static struct vring_desc copy_desc(const void *at)
 {
+	const volatile word *from = at;
 	struct vring_desc desc;
-	uint64_t words[2];
+	uint64_t words[2] = {from[0], from[1]};
 
-	// An indirect table need not be aligned; two 8-byte reads are enough to read once.
-	words[0] = *(const volatile uint64_t __attribute__((aligned(1))) *)at;
-	words[1] = *(const volatile uint64_t __attribute__((aligned(1))) *)((const char *)at + 8);
 	memcpy(&desc, words, sizeof(desc));
 	return desc;
 }
