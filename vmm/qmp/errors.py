@@ -57,10 +57,7 @@ class OperationThrottled(QmpError):
 
 def describe(error: BaseException) -> dict[str, object]:
     """Return the "error" member for `error`: strings only, the description never empty."""
-    if isinstance(error, QmpError):
-        name = error.error_class
-    else:
-        name = "GenericError"
+    name = error.error_class if isinstance(error, QmpError) else QmpError.error_class
     text = str(error) if isinstance(error, StratovirtError) else f"Internal error: {error!r}"
     text = " ".join(text.split())
     if len(text) > DESC_LIMIT:

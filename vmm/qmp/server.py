@@ -102,6 +102,10 @@ class QmpServer:
                 self._set_listening(False)
                 self.vm.loop.call_later(ACCEPT_PAUSE, self._accept_again)
             return
+        self.adopt(fd)
+
+    def adopt(self, fd: int) -> None:
+        """Serve the connected socket `fd`, which is the server's from now on."""
         from vmm.qmp import connection, registry
 
         if self.registry is None:

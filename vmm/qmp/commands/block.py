@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from vmm.qmp.commands.workers import totals
 from vmm.qmp.registry import Argument, Command
 
+TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
     from vmm.machine.machine import BlockNode
     from vmm.qmp.connection import Request
@@ -31,7 +31,7 @@ _UNCOUNTED = (
 def _inserted(name: str, node: BlockNode) -> dict[str, object]:
     drive, image = node.config, node.image
     driver = "host_device" if image.is_block_device else "file"
-    limits = {limit: 0 for limit in ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")}
+    limits = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
     limits["iops"] = drive.iops_total
     return {
         "file": drive.file, "node-name": name, "ro": drive.readonly, "drv": drive.format,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from vmm.qmp.registry import Command
 
+TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
     from vmm.config.model import CpuConfig
     from vmm.qmp.connection import Request
