@@ -27,7 +27,20 @@ if TYPE_CHECKING:
 
     from vmm.event_loop import EventLoop
 
-_CODE = "import sys;sys.path[:]=sys.argv[1:];from workers.nursery import main;main()"
+# What the nursery executes. Should the import fail, the channel is all there is to say so: the
+# bytes before the text are CBOR for a map of one entry, "error".
+_CODE = """
+import sys
+sys.path[:] = sys.argv[1:]
+try:
+    from workers.nursery import main
+except BaseException as error:
+    import os
+    text = repr(error).encode()[:500]
+    os.write(3, b"\\xa1\\x65error\\x79" + len(text).to_bytes(2, "big") + text)
+    os._exit(1)
+main()
+"""
 _CHANNEL_FD = 3
 _MAX_QUEUES = 32
 
@@ -45,6 +58,7 @@ class Nursery:
         self._pidfd = -1
         self._channel: Channel | None = None
         self._serial = 0
+        self._failure = ""  # what the nursery said of itself
         self._waiting: dict[int, WorkerProcess] = {}  # asked for, not answered
         self.workers: list[WorkerProcess] = []        # alive, or hoped to be
 
@@ -88,6 +102,8 @@ class Nursery:
             self._lost(str(error))
             return
         serial, pid = message.get("serial"), message.get("pid")
+        if serial is None:
+            self._failure = str(message.get("error", ""))[:500]
         worker = self._waiting.pop(serial, None) if isinstance(serial, int) else None
         if worker is not None and isinstance(pid, int) and len(fds) == 1:
             worker.cloned(pid, fds.pop())
@@ -97,10 +113,11 @@ class Nursery:
 
     def _lost(self, why: str) -> None:
         """The nursery is gone; who it had not answered for will never come."""
+        why, self._failure = self._failure or why, ""
         log.error(f"The nursery of workers (pid {self.pid}) ended: {why}")
         self._drop()
         for worker in list(self._waiting.values()):
-            worker.failed("the nursery ended before it answered")
+            worker.failed(f"the nursery ended before it answered: {why}")
         self._waiting.clear()
 
     def _drop(self) -> None:
