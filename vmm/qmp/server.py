@@ -95,7 +95,7 @@ class QmpServer:
 
     def _accept(self, listener: _Listener) -> None:
         try:
-            fd, _ = listener.socket._accept()  # accept4 with SOCK_CLOEXEC
+            fd = listener.accept()
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 # The listener stays readable: without a pause the loop would spin on it.
@@ -156,6 +156,11 @@ class _Listener:
         else:
             self.socket = _inherited(monitor)
         self.socket.setblocking(False)
+
+    def accept(self) -> int:
+        """Return the next client's descriptor: accept4 with SOCK_CLOEXEC."""
+        fd, _ = self.socket._accept()  # type: ignore[attr-defined]  # not in the type stubs
+        return int(fd)
 
     def close(self) -> None:
         if self._unlink:

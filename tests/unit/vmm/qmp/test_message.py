@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -193,7 +194,9 @@ def test_wire_forms():
         b'{"error":{"class":"GenericError","desc":"what; hint"},"id":1}\r\n')
 
 
-@pytest.mark.parametrize("error", [QmpError(""), QmpError("\n \n"), ValueError(), QmpError(" a\nb")])
+@pytest.mark.parametrize("error", [
+    QmpError(""), QmpError("\n \n"), ValueError(), QmpError(" a\nb"),
+])
 def test_description_is_one_line_and_never_empty(error):
     described = json.loads(message.error_reply(error, {}))["error"]
     assert described["desc"].strip()
@@ -220,7 +223,7 @@ def test_any_objects_in_any_pieces_come_out_whole(objects, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     bounds = [0, *cuts, len(stream)]
     framer = Framer()
-    out = [frame for a, b in zip(bounds, bounds[1:], strict=False)
+    out = [frame for a, b in pairwise(bounds)
            for frame in framer.feed(stream[a:b])]
     assert [json.loads(frame) for frame in out if isinstance(frame, bytes)] == objects
     assert len(out) == len(objects)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.errors import StratovirtError
 from tests.support.fake_vm import FakeVm
 from tests.support.qmp import QmpClient
 from vmm.config.model import MonitorConfig
@@ -578,7 +579,7 @@ def test_address_in_use_leaves_the_other_listener_alone(harness):
     server = QmpServer(vm)
     monitor = MonitorConfig("unix")
     monitor.path = harness.path
-    with pytest.raises(ConfigError, match=harness.path):
+    with pytest.raises(StratovirtError, match=harness.path):
         server.listen([monitor])
     server.close()
     vm.loop.close()
