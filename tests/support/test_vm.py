@@ -1,6 +1,6 @@
 """One VM under test: the product's own command, started natively, with its console and QMP.
 
-    with TestVm(tmp_path, "-kernel", guest(), "-m", "64", append="script=mem") as vm:
+    with TestVm(tmp_path, "-kernel", guest(), "-m", "128", append="script=mem") as vm:
         assert vm.guest("echo").ok
         vm.qmp.command("stop")
 

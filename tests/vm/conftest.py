@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def start_vm(tmp_path: Path) -> Iterator[Callable[..., TestVm]]:
-    """`start_vm(*arguments, append="", kernel="guest.elf", memory=64, disks=[path…])`.
+    """`start_vm(*arguments, append="", kernel="guest.elf", memory=128, disks=[path…])`.
 
     Each disk becomes a -drive (id d0, d1, …; options after a comma are kept) and a
     virtio-blk-device. VMs still alive at the end of the test are killed.
@@ -25,7 +25,7 @@ def start_vm(tmp_path: Path) -> Iterator[Callable[..., TestVm]]:
     require("kvm")
     started: list[TestVm] = []
 
-    def start(*arguments: str | Path, kernel: str = "guest.elf", memory: int = 64,
+    def start(*arguments: str | Path, kernel: str = "guest.elf", memory: int = 128,
               disks: tuple[str | Path, ...] = (), **options: object) -> TestVm:
         line: list[str | Path] = ["-machine", "microvm", "-m", str(memory), "-kernel",
                                   guest(kernel)]

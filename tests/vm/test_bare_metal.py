@@ -31,7 +31,7 @@ def test_boots_every_kind_of_kernel(start_vm: Start, kernel: str, protocol: str)
     vm = start_vm(kernel=kernel)
     answer = vm.guest("mem")
     assert answer.ok and f"boot={protocol}" in answer.text
-    assert 63 * MIB <= answer.value("ram") <= 64 * MIB
+    assert 127 * MIB <= answer.value("ram") <= 128 * MIB
 
 
 def test_command_line_reaches_the_guest_whole(start_vm: Start) -> None:
