@@ -13,6 +13,7 @@
 #define BOUNCE_BYTES (256u * 1024)
 #define ZEROES_BYTES (64u * 1024)
 #define ZEROES_CHUNK (16 * ZEROES_BYTES) // written at once
+#define RING_READ_BYTES (64u * 1024)
 #define MAX_RETRIES 16
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 
@@ -327,8 +328,9 @@ static bool run_inline(struct sv_blk_request *request, bool lonely)
 	if (disk->direct)
 		return false;
 	if (io->op == SV_IO_READ) {
-		// Several at once are cheaper through the ring, which then enters once.
-		if (disk->no_nowait || (!lonely && queue->engine->kind == SV_ENGINE_URING))
+		// Several small ones at once are cheaper through the ring, which enters once.
+		if (disk->no_nowait || (!lonely && queue->engine->kind == SV_ENGINE_URING &&
+					request->left < RING_READ_BYTES))
 			return false;
 		io->flags = RWF_NOWAIT;
 		sv_io_run(io, disk->fd);

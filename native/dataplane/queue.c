@@ -10,8 +10,16 @@
 #include "include/clock.h"
 
 #define BUDGET 64          // requests taken before completions are looked at
-#define EXPLORE 64         // idle periods after which polling is tried again
-#define GAP_CAP 1000000ull // ns: longer gaps count as this
+// Sleeping and being woken costs about as much CPU time (measured: 15 µs here, 17 µs on the
+// other side), so nothing is won by looking for work longer.
+#define POLL_NS 20000ull
+// Polling goes on while it finds work more often than not: each success earns a credit, each
+// failure costs two. Without credit the thread sleeps at once, and tries again after so many
+// idle periods, twice as many each time that it was in vain.
+#define CREDIT_MAX 16
+#define CREDIT_TRY 4
+#define REST_MIN 32
+#define REST_MAX 1024
 #define NO_KICK_MS 1       // how often a ring without kick descriptor is looked at
 
 static void relax(void)
@@ -71,35 +79,56 @@ static bool is_due(struct sv_queue *queue)
 	       (queue->vq.broken && !queue->counters->broken);
 }
 
-static void note_gap(struct sv_queue *queue, uint64_t gap)
+static bool may_poll(struct sv_queue *queue)
 {
-	if (gap > GAP_CAP)
-		gap = GAP_CAP;
-	queue->usual_gap = (queue->usual_gap * 7 + gap) / 8;
+	if (!queue->poll_limit)
+		return false;
+	if (queue->credit > 0)
+		return true;
+	if (queue->rest && --queue->rest)
+		return false;
+	queue->credit = CREDIT_TRY;
+	return true;
+}
+
+static void note_poll(struct sv_queue *queue, bool found)
+{
+	if (found) {
+		queue->credit += queue->credit < CREDIT_MAX;
+		if (queue->credit == CREDIT_MAX)
+			queue->next_rest = REST_MIN;
+		return;
+	}
+	queue->credit -= 2;
+	if (queue->credit > 0)
+		return;
+	queue->rest = queue->next_rest;
+	if (queue->next_rest < REST_MAX)
+		queue->next_rest *= 2;
 }
 
 // Look for work for a while, if it usually comes soon: cheaper than to sleep and be woken,
 // and the driver needs no kick. True: there is work.
-static bool poll_work(struct sv_queue *queue, uint64_t start)
+static bool poll_work(struct sv_queue *queue)
 {
-	uint64_t limit = queue->poll_limit;
-	bool explore = ++queue->idle_count % EXPLORE == 0;
+	uint64_t start = sv_now_ns();
 
-	if (!limit || (queue->usual_gap > limit && !explore))
+	if (!may_poll(queue))
 		return false;
 	for (unsigned int i = 0;; i++) {
 		if (is_due(queue)) {
-			note_gap(queue, sv_now_ns() - start);
+			note_poll(queue, true);
 			return true;
 		}
 		relax();
-		if (i % 8 == 7 && sv_now_ns() - start > limit)
+		if (i % 8 == 7 && sv_now_ns() - start > queue->poll_limit)
 			break;
 	}
+	note_poll(queue, false);
 	return false;
 }
 
-static void sleep_until_work(struct sv_queue *queue, uint64_t start)
+static void sleep_until_work(struct sv_queue *queue)
 {
 	struct epoll_event events[3];
 	int timeout = -1;
@@ -119,7 +148,6 @@ static void sleep_until_work(struct sv_queue *queue, uint64_t start)
 		if (events[i].data.fd == queue->wake_fd)
 			eventfd_read(queue->wake_fd, &value);
 	}
-	note_gap(queue, sv_now_ns() - start);
 }
 
 static void *serve(void *argument)
@@ -130,14 +158,12 @@ static void *serve(void *argument)
 		bool stop = __atomic_load_n(&queue->stop, __ATOMIC_ACQUIRE);
 		// What a predecessor had taken counts as in flight: stop finishes it too.
 		bool take = !stop || queue->vq.resubmit_next < queue->vq.resubmit_count;
-		uint64_t start;
 
 		if (round_once(queue, take && !queue->vq.broken))
 			continue;
 		if (stop && !queue->blk.busy && (!take || queue->vq.broken))
 			return NULL;
-		start = sv_now_ns();
-		if (!stop && poll_work(queue, start))
+		if (!stop && poll_work(queue))
 			continue;
 		if (stop) {
 			// Only completions matter now; is_due would find the stop itself.
@@ -148,7 +174,7 @@ static void *serve(void *argument)
 			eventfd_read(queue->wake_fd, &value);
 			continue;
 		}
-		sleep_until_work(queue, start);
+		sleep_until_work(queue);
 	}
 }
 
@@ -168,8 +194,7 @@ int sv_queue_init(struct sv_queue *queue, struct sv_disk *disk, enum sv_engine_k
 	queue->counters = counters;
 	queue->kick_fd = -1;
 	queue->err_fd = -1;
-	queue->poll_limit = 12000;
-	queue->usual_gap = GAP_CAP;
+	queue->poll_limit = POLL_NS;
 	queue->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	queue->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	queue->call_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -261,7 +286,9 @@ int sv_queue_run(struct sv_queue *queue, const struct sv_memory *memory,
 		queue->kick_fd = setup->kick_fd;
 	}
 	queue->counters->broken = 0;
-	queue->usual_gap = GAP_CAP;
+	queue->credit = 0;
+	queue->rest = 0;
+	queue->next_rest = REST_MIN;
 	queue->stop = false;
 	ret = sv_thread_start(&queue->thread, serve, queue);
 	if (ret < 0)

@@ -20,8 +20,9 @@ struct sv_queue {
 	int call_fd;           // always a descriptor of ours: dup3 onto it replaces it atomically
 	int err_fd;            // ours or -1
 	uint64_t poll_limit;   // ns
-	uint64_t usual_gap;    // ns from idle to the next work, moving average
-	unsigned int idle_count;
+	int credit;            // polling goes on while it is positive
+	unsigned int rest;     // idle periods until polling is tried again
+	unsigned int next_rest;
 };
 
 int sv_queue_init(struct sv_queue *queue, struct sv_disk *disk, enum sv_engine_kind kind,
