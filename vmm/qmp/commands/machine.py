@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmm.qmp.errors import QmpError
 from vmm.qmp.registry import DEFERRED, Argument, Command
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
 
 def _qmp_capabilities(request: Request) -> object:
     """Accepted at any time, never required; there is no capability to enable."""
+    if request.arguments.get("enable"):
+        raise QmpError("The argument 'enable' names a capability that isn't offered",
+                       "the greeting lists those that are")
     return {}
 
 

@@ -196,6 +196,7 @@ def test_second_connection_after_the_first_closed(harness):
     ('{"execute":"closefd","arguments":{"fdname":"a"}}', "DeviceNotFound", "'a'"),
     ('{"execute":"query-named-block-nodes","arguments":{"flat":1}}', "GenericError", "'flat'"),
     ('{"execute":"qmp_capabilities","arguments":{"enable":{}}}', "GenericError", "'enable'"),
+    ('{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}', "GenericError", "'enable'"),
     ('{"execute":"cont"}', "GenericError", "running"),
     ("stop", "GenericError", "begins with '{'"),
     ("[1]", "GenericError", "object"),
