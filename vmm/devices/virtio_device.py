@@ -76,6 +76,9 @@ class VirtioDevice:
         """`cont`: start the rings again where `pause` left them; kick and call each once."""
         raise NotImplementedError
 
+    def abort(self) -> None:
+        """End every wait for a back end, now and in future. Any thread; never waits."""
+
     def close(self) -> None:
         """Let go of the back end for good (the transport has called `reset`)."""
         raise NotImplementedError

@@ -140,7 +140,7 @@ class Connection:
         self._events = READ
         self._vm.loop.add(self._fd, READ, self._on_ready)
         self._output += message.greeting(VERSION)
-        self._vm.loop.call_later(EVENT_DELAY, self._on_event_delay)
+        self._vm.loop.call_later(EVENT_DELAY, self.send_all)
         self.flush()
 
     def close(self) -> None:
@@ -343,7 +343,8 @@ class Connection:
         if held and not self._deaf:
             self._output += b"".join(held)
 
-    def _on_event_delay(self) -> None:
+    def send_all(self) -> None:
+        """Send held events too: they have waited long enough, or this is the end."""
         if not self.closed:
             self._release_events()
             self.flush()

@@ -67,7 +67,7 @@ class QmpServer:
             listener.close()
         self._listeners.clear()
         for client in self._clients[:]:
-            client.flush()
+            client.send_all()
             client.close()
         if self._fds is not None:
             self._fds.close()

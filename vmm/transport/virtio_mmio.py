@@ -141,7 +141,10 @@ class VirtioMmio:
     def resume(self) -> None:
         """Start the device where `pause` stopped it.
 
-        :raises DeviceError: its back end failed; the guest sees DEVICE_NEEDS_RESET.
+        A back end that can't go on doesn't keep the VM from it: the guest sees
+        DEVICE_NEEDS_RESET, as if it had failed while running.
+
+        :raises DeviceError: a vCPU still waits for the back end.
         """
         if self.device is None:
             return
@@ -157,7 +160,6 @@ class VirtioMmio:
                 self.device.resume()
         except VmmError as error:
             self._failed(str(error))
-            raise
         finally:
             self._lock.release()
 

@@ -1,0 +1,159 @@
+"""What every machine type is made of, and the operations that the VM's life needs from it.
+
+`vmm/machine/microvm.py` (and later q35) builds the parts; this file pauses, resets and ends
+them.  Nothing here knows addresses or slots.
+"""
+
+from __future__ import annotations
+
+import time
+
+from shared import log
+from vmm.errors import DeviceError, VmmError
+
+TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm.block.image import Image
+    from vmm.chardev.base import Chardev
+    from vmm.config.model import DriveConfig
+    from vmm.devices.ged import GenericEventDevice
+    from vmm.devices.virtio_device import VirtioDevice
+    from vmm.hypervisor.interface import Uart
+    from vmm.hypervisor.kvm import KvmVm
+    from vmm.memory import GuestMemory
+    from vmm.transport.virtio_mmio import VirtioMmio
+    from vmm.vcpu import VcpuThread
+    from vmm.worker.process import WorkerProcess
+
+
+class BlockNode:
+    """A block back end: its configuration, the opened image, and the device that uses it."""
+
+    __slots__ = ("config", "device_id", "image")
+
+    def __init__(self, config: DriveConfig, image: Image) -> None:
+        self.config = config
+        self.image = image
+        self.device_id: str | None = None
+
+
+class Device:
+    """A device as users know it: id, driver, slot, and the worker that serves it (if any)."""
+
+    __slots__ = ("device", "driver", "id", "slot", "transport", "worker")
+
+    def __init__(self, id: str, driver: str, slot: int, device: VirtioDevice,
+                 transport: VirtioMmio, worker: WorkerProcess | None) -> None:
+        self.id = id
+        self.driver = driver
+        self.slot = slot
+        self.device = device
+        self.transport = transport
+        self.worker = worker
+
+
+class Machine:
+    """The parts of one machine. Filled by a builder, then driven by `vmm/vm.py`."""
+
+    def __init__(self) -> None:
+        self.memory: GuestMemory
+        self.vm: KvmVm
+        self.uart: Uart | None = None
+        self.ged: GenericEventDevice | None = None
+        self.vcpus: list[VcpuThread] = []
+        self.blocks: dict[str, BlockNode] = {}
+        self.devices: dict[str, Device] = {}
+        self.chardevs: dict[str, Chardev] = {}
+        self.reload: Callable[[], None]  # kernel, tables and vCPU registers as at power-on
+
+    # ---- vCPUs -----------------------------------------------------------------------------
+
+    def start_vcpus(self) -> None:
+        """Let the vCPUs enter the guest for the first time."""
+        for vcpu in self.vcpus:
+            vcpu.start()
+
+    def pause_vcpus(self, deadline: float) -> None:
+        """Kick every vCPU out of the guest and keep it out.
+
+        :raises VmmError: one did not leave by `deadline` (monotonic seconds).
+        """
+        for vcpu in self.vcpus:
+            vcpu.request_pause()
+        for vcpu in self.vcpus:
+            if not vcpu.wait_paused(deadline):
+                raise VmmError(f"vCPU {vcpu.index} did not leave the guest in time",
+                               "try stop again, or quit")
+
+    def stop_vcpus(self) -> None:
+        """End the vCPUs' threads, for good: before the VM is closed under them."""
+        for vcpu in self.vcpus:
+            vcpu.request_stop()
+        for vcpu in self.vcpus:
+            vcpu.join(time.monotonic() + 1.0)
+
+    def resume_vcpus(self) -> None:
+        """Let the vCPUs enter the guest again."""
+        for vcpu in self.vcpus:
+            vcpu.resume()
+
+    # ---- devices ---------------------------------------------------------------------------
+
+    def pause_devices(self, deadline: float) -> None:
+        """Drain, flush and stop every back end.
+
+        :raises DeviceError: names those that were not at rest by `deadline`; the others are.
+        """
+        self._for_each("stop", lambda device: device.transport.pause(deadline))
+
+    def resume_devices(self) -> None:
+        """Start the rings again where they stopped."""
+        self._for_each("start again", lambda device: device.transport.resume())
+
+    def press_power_button(self) -> None:
+        """Signal the ACPI power button (GED)."""
+        if self.ged is None:
+            raise DeviceError("This machine has no power button", "use quit")
+        self.ged.press_power_button()
+
+    def reset(self) -> None:
+        """Everything as at power-on; the vCPUs are paused and stay so."""
+        self._for_each("reset", lambda device: device.transport.reset())
+        if self.uart is not None:
+            self.uart.reset()
+        if self.ged is not None:
+            self.ged.reset()
+        self.reload()
+
+    def end(self, deadline: float) -> None:
+        """The orderly end: vCPUs out for good, back ends drained and flushed, then let go.
+
+        A back end that isn't done by `deadline` is cut off; nothing waits longer for it.
+        """
+        for vcpu in self.vcpus:
+            vcpu.request_stop()
+        try:
+            self._for_each("stop", lambda device: device.transport.pause(deadline))
+        except DeviceError as error:
+            log.warning(str(error))
+        for entry in self.devices.values():
+            entry.device.close()
+        for vcpu in self.vcpus:
+            vcpu.join(max(deadline, time.monotonic() + 1.0))
+
+    def _for_each(self, verb: str, action: Callable[[Device], None]) -> None:
+        failed: list[str] = []
+        for device in self.devices.values():
+            try:
+                action(device)
+            except VmmError as error:
+                failed.append(f"device {device.id} did not {verb}: {error.what}")
+        if failed:
+            raise DeviceError("; ".join(failed), "query-workers shows the state of each")
+
+
+def describe_slots(devices: Sequence[Device]) -> str:
+    """One line for the log: which device sits in which slot."""
+    return ", ".join(f"{d.slot}:{d.id}({d.driver})" for d in devices)

@@ -1,0 +1,288 @@
+"""The life of one VM: start, pause, resume, reset, the ways it ends; what QMP sees of it.
+
+States (`run_state`) and what leads from one to the next:
+
+    prelaunch ──start/cont──▶ running ◀──cont── paused
+        │                        │ ──stop──▶      │
+        └────────────┬───────────┴───────────────┘
+                     ▼ quit, host signal, guest shutdown          internal-error: KVM failed;
+                  shutdown (draining, then the loop ends)          only quit leads out of it
+
+Everything here runs on the main thread. What has to wait (a vCPU that must leave the guest, a
+back end that must drain) waits on a thread of its own and comes back through the event loop,
+so that no device can block QMP, `stop` or `quit`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import time
+
+from shared import log
+from vmm.errors import StateError, VmmError
+from vmm.hypervisor.interface import EXIT_POWEROFF, EXIT_RESET, EXIT_SHUTDOWN
+
+TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm.chardev.base import Chardev
+    from vmm.cleanup import Cleanup
+    from vmm.config.model import VmConfig
+    from vmm.event_loop import EventLoop
+    from vmm.machine.machine import BlockNode, Device, Machine
+    from vmm.qmp.events import Events
+    from vmm.vcpu import VcpuThread
+    from vmm.worker.process import WorkerProcess
+
+    Done = Callable[[Exception | None], None]
+
+# How long `stop` and the orderly ends wait for vCPUs and back ends before they say which one
+# did not come to rest. A disk may rightly need seconds to flush; nobody else waits meanwhile.
+PAUSE_LIMIT = 10.0
+END_LIMIT = 5.0
+
+_GUEST_ENDS = {EXIT_SHUTDOWN: "triple fault", EXIT_RESET: "reset", EXIT_POWEROFF: "power-off"}
+
+
+class Vm:
+    """One virtual machine, from its configuration to its exit code."""
+
+    def __init__(self, config: VmConfig, loop: EventLoop, events: Events,
+                 cleanup: Cleanup) -> None:
+        self.config = config
+        self.loop = loop
+        self.events = events
+        self.cleanup = cleanup
+        self.run_state = "prelaunch"
+        self.exit_code = 0
+        self.machine: Machine | None = None
+        self._transition = ""  # "stop", "cont", "reset" while one is under way
+        self._clock: bytes | None = None
+
+    # ---- what QMP reads --------------------------------------------------------------------
+
+    @property
+    def vcpus(self) -> Sequence[VcpuThread]:
+        """The vCPU threads, by index."""
+        return self.machine.vcpus if self.machine else ()
+
+    @property
+    def blocks(self) -> dict[str, BlockNode]:
+        """Block back ends by node name."""
+        return self.machine.blocks if self.machine else {}
+
+    @property
+    def devices(self) -> dict[str, Device]:
+        """Devices by id (one that we made up where the user gave none)."""
+        return self.machine.devices if self.machine else {}
+
+    @property
+    def chardevs(self) -> dict[str, Chardev]:
+        """Character devices by id."""
+        return self.machine.chardevs if self.machine else {}
+
+    def workers(self) -> list[WorkerProcess]:
+        """The worker processes of this VM's devices."""
+        return [d.worker for d in self.devices.values() if d.worker is not None]
+
+    # ---- start -----------------------------------------------------------------------------
+
+    def start(self, machine: Machine | None) -> None:
+        """Take over the finished machine and let the guest run, unless `-S` was given."""
+        self.machine = machine
+        if machine is None or self.config.frozen:
+            return
+        self.run_state = "running"
+        machine.start_vcpus()
+
+    # ---- stop and cont ---------------------------------------------------------------------
+
+    def pause(self, done: Done) -> None:
+        """`stop`: vCPUs leave the guest, back ends drain, flush and stop their rings.
+
+        `done(error)` is called on the main loop when nothing can touch guest memory any more;
+        STOP is emitted just before. If a back end doesn't come to rest in time the vCPUs are
+        paused all the same, and the error names it.
+
+        :raises StateError: at once, if the VM isn't running.
+        """
+        self._require("stop", ("running",))
+        machine = self._machine()
+        self._transition = "stop"
+
+        def finish(error: Exception | None) -> None:
+            self._transition = ""
+            if self.run_state != "running":
+                done(StateError(f"stop: the VM is now {self.run_state}", "query-status tells"))
+                return
+            self.run_state = "paused"
+            self.events.emit("STOP", {})
+            done(error)
+
+        def work() -> None:
+            deadline = time.monotonic() + PAUSE_LIMIT
+            machine.pause_vcpus(deadline)
+            self._clock = machine.vm.get_clock()
+            machine.pause_devices(deadline)
+
+        self._off_loop(work, finish)
+
+    def resume(self, done: Done) -> None:
+        """`cont`: rings start where they stopped, then the vCPUs; RESUME just before `done`.
+
+        :raises StateError: at once, if the VM isn't paused.
+        """
+        self._require("cont", ("paused", "prelaunch"))
+        machine = self._machine()
+        self._transition = "cont"
+        first = self.run_state == "prelaunch"
+
+        def finish(error: Exception | None) -> None:
+            self._transition = ""
+            if error is not None or self.run_state not in ("paused", "prelaunch"):
+                done(error or StateError(f"cont: the VM is now {self.run_state}",
+                                         "query-status tells"))
+                return
+            self.run_state = "running"
+            if first:
+                machine.start_vcpus()
+            else:
+                machine.resume_vcpus()
+            self.events.emit("RESUME", {})
+            done(None)
+
+        def work() -> None:
+            if first:
+                return
+            machine.resume_devices()
+            if self._clock is not None:
+                machine.vm.set_clock(self._clock)  # the guest's clock stood still meanwhile
+
+        self._off_loop(work, finish)
+
+    # ---- reset and power -------------------------------------------------------------------
+
+    def reset(self, done: Done) -> None:
+        """`system_reset`: the machine as at power-on, with the same RAM; RESET before `done`.
+
+        A paused VM stays paused.
+
+        :raises StateError: at once, if the VM is neither running nor paused.
+        """
+        self._require("system_reset", ("running", "paused"))
+        machine = self._machine()
+        self._transition = "reset"
+        running = self.run_state == "running"
+
+        def finish(error: Exception | None) -> None:
+            self._transition = ""
+            if error is None and self.run_state in ("running", "paused"):
+                if running:
+                    machine.resume_vcpus()
+                self.events.emit("RESET", {"guest": False})
+            done(error)
+
+        def work() -> None:
+            deadline = time.monotonic() + PAUSE_LIMIT
+            machine.pause_vcpus(deadline)
+            machine.reset()
+
+        self._off_loop(work, finish)
+
+    def powerdown(self) -> None:
+        """`system_powerdown`: press the ACPI power button; what the guest does is its affair.
+
+        :raises StateError: the VM isn't running.
+        """
+        self._require("system_powerdown", ("running",))
+        self._machine().press_power_button()
+        self.events.emit("POWERDOWN", {})
+
+    # ---- ends ------------------------------------------------------------------------------
+
+    def quit(self) -> None:
+        """`quit`: SHUTDOWN, drain and flush within a limit, end the loop with exit code 0."""
+        self._end("host-qmp-quit", guest=False)
+
+    def host_signal(self, number: int) -> None:
+        """SIGTERM, SIGINT or SIGHUP: the same orderly end."""
+        log.info(f"Received signal {number}, ending the VM")
+        self._end("host-signal", guest=False)
+
+    def vcpu_ended(self, kind: int, vcpu: VcpuThread) -> None:
+        """Called on a vCPU's thread: the guest ended itself, or KVM can't go on."""
+        report = vcpu.report
+        if kind == EXIT_SHUTDOWN:
+            report = vcpu.vcpu.error_report()  # the vCPU is parked, its registers are whole
+        self.loop.call_soon(lambda: self._guest_ended(kind, report))
+
+    def _guest_ended(self, kind: int, report: str) -> None:
+        """On a microvm reset and power-off both end the VM (compat-decisions, "ends")."""
+        if kind in _GUEST_ENDS:
+            log.info(f"The guest ended the VM: {_GUEST_ENDS[kind]}")
+            for line in report.splitlines():
+                log.info(line)
+            self._end("guest-shutdown", guest=True)
+        else:
+            self._internal_error(report)
+
+    def _internal_error(self, report: str) -> None:
+        """KVM can't go on: all vCPUs stop, STOP is emitted, the report goes to the log."""
+        if self.run_state in ("shutdown", "internal-error"):
+            return
+        for line in report.splitlines():
+            log.error(line)
+        self.run_state = "internal-error"
+        machine = self._machine()
+        self._off_loop(lambda: machine.pause_vcpus(time.monotonic() + PAUSE_LIMIT),
+                       lambda error: None)
+        self.events.emit("STOP", {})
+
+    def _end(self, reason: str, guest: bool) -> None:
+        if self.run_state == "shutdown":
+            return
+        self.run_state = "shutdown"
+        self.events.emit("SHUTDOWN", {"guest": guest, "reason": reason})
+        machine = self.machine
+        if machine is None:
+            self.loop.stop()
+            return
+
+        def finish(error: Exception | None) -> None:
+            if error is not None:
+                log.warning(f"At the end: {error}")
+            self.loop.stop()
+
+        self._off_loop(lambda: machine.end(time.monotonic() + END_LIMIT), finish)
+
+    # ---- helpers ---------------------------------------------------------------------------
+
+    def _machine(self) -> Machine:
+        if self.machine is None:
+            raise StateError("This VM has no machine (-machine none)",
+                             "start it with -machine microvm")
+        return self.machine
+
+    def _require(self, command: str, states: tuple[str, ...]) -> None:
+        if self._transition:
+            raise StateError(f"{command}: a {self._transition} is under way", "try again soon")
+        if self.run_state not in states:
+            raise StateError(f"{command}: the VM is {self.run_state}",
+                             f"it must be {' or '.join(states)}")
+
+    def _off_loop(self, work: Callable[[], None], finish: Done) -> None:
+        """Run `work` on a thread, then `finish(error)` on the main loop."""
+
+        def run() -> None:
+            error: Exception | None = None
+            try:
+                work()
+            except VmmError as caught:
+                error = caught
+            except Exception as caught:  # a defect of ours: report it, don't lose the command
+                log.exception("while the VM changed its state", caught)
+                error = VmmError(f"internal error: {caught!r}", "see the log")
+            self.loop.call_soon(lambda: finish(error))
+
+        _thread.start_new_thread(run, ())
