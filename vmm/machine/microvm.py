@@ -89,10 +89,8 @@ class MicroVmBuilder:
         machine.vm.reset()
         loading = setup.start_loading(machine.memory, self.config.boot, fresh=False)
         entry = setup.write_tables(machine.memory, self.config, loading, self._slots())
-        topology = Topology(self.config.cpu)
-        rows = self.hypervisor.supported_cpuid()
         for thread in machine.vcpus:
-            setup.setup_vcpu(thread.vcpu, entry, thread.index, topology, rows)
+            setup.reset_vcpu(thread.vcpu, entry, thread.index)
 
     # ---- back ends -------------------------------------------------------------------------
 

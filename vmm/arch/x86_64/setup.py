@@ -75,6 +75,11 @@ def setup_vcpu(vcpu: KvmVcpu, entry: EntryPoint, index: int, topology: Topology,
                supported: Sequence[cpuid.Row]) -> None:
     """CPUID, MSRs, LAPIC and, for the bootstrap processor, the kernel's entry state."""
     vcpu.set_cpuid(cpuid.make_cpuid(supported, topology, index, vcpu.tsc_khz()))
+    reset_vcpu(vcpu, entry, index)
+
+
+def reset_vcpu(vcpu: KvmVcpu, entry: EntryPoint, index: int) -> None:
+    """The same but for the CPUID, which KVM lets nobody set once the vCPU has run."""
     vcpu.set_msrs(registers.START_MSRS)
     vcpu.set_fpu_default()
     vcpu.set_lapic_lint()
