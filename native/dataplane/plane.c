@@ -218,7 +218,8 @@ int sv_queue_set_call(struct sv_plane *plane, unsigned int index, int fd)
 
 const char *sv_queue_broken(struct sv_plane *plane, unsigned int index)
 {
-	if (index >= plane->count || !plane->queues[index].counters->broken)
+	if (index >= plane->count ||
+	    !__atomic_load_n(&plane->queues[index].counters->broken, __ATOMIC_ACQUIRE))
 		return NULL;
 	return plane->queues[index].vq.reason;
 }

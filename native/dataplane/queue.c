@@ -47,7 +47,8 @@ static void report_broken(struct sv_queue *queue)
 {
 	if (queue->counters->broken)
 		return;
-	queue->counters->broken = 1;
+	// After the reason, which the control thread reads once it sees this.
+	__atomic_store_n(&queue->counters->broken, 1, __ATOMIC_RELEASE);
 	if (queue->err_fd >= 0)
 		eventfd_write(queue->err_fd, 1);
 }
