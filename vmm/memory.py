@@ -18,8 +18,6 @@ from vmm.errors import ConfigError, MemoryAccessError
 
 TYPE_CHECKING = False  # importing typing for it would cost 10 ms of the start
 if TYPE_CHECKING:
-    from typing import Any
-
     from vmm.config.model import MemoryConfig
 
 GAP_START = 0xC0000000  # RAM ends here at the latest, for MMIO below 4 GiB
@@ -208,7 +206,3 @@ class GuestMemory:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-    def mapping(self) -> Any:
-        """The native `struct sv_mapping *` of all RAM, for native code of the core."""
-        return self._mapping

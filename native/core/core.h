@@ -152,6 +152,4 @@ int sv_memory_populate(struct sv_mapping *mapping, uint64_t page_size, uint32_t 
 // at `address`; -ENODATA if the file ends before.
 int sv_memory_load(int memory_fd, uint64_t memory_offset, uint64_t address, int fd,
 		   uint64_t offset, uint64_t length);
-void sv_memory_copy_out(void *to, uint64_t address, uint64_t length);
-void sv_memory_copy_in(uint64_t address, const void *from, uint64_t length);
 void sv_memory_zero(uint64_t address, uint64_t length);

@@ -192,16 +192,6 @@ int sv_memory_load(int memory_fd, uint64_t memory_offset, uint64_t address, int 
 	return ret;
 }
 
-void sv_memory_copy_out(void *to, uint64_t address, uint64_t length)
-{
-	memcpy(to, (const void *)address, length);
-}
-
-void sv_memory_copy_in(uint64_t address, const void *from, uint64_t length)
-{
-	memcpy((void *)address, from, length);
-}
-
 void sv_memory_zero(uint64_t address, uint64_t length)
 {
 	memset((void *)address, 0, length);

@@ -70,8 +70,6 @@ int sv_memory_map(int fd, uint64_t size, uint64_t page_size, int dump, struct sv
 void sv_memory_unmap(struct sv_mapping *mapping);
 int sv_memory_populate(struct sv_mapping *mapping, uint64_t page_size, uint32_t threads);
 int sv_memory_load(int memory_fd, uint64_t memory_offset, uint64_t address, int fd, uint64_t offset, uint64_t length);
-void sv_memory_copy_out(void *to, uint64_t address, uint64_t length);
-void sv_memory_copy_in(uint64_t address, const void *from, uint64_t length);
 void sv_memory_zero(uint64_t address, uint64_t length);
 
 // kvm.c
