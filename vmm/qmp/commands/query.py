@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from vmm import cli
 from vmm.qmp.registry import Command
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
 # Members in the manual's order. Its major 4 is too old for Kata and libvirt
 # (docs/compatibility.md).
-PACKAGE = "stratovmm-0.1.0"
-VERSION: dict[str, object] = {"qemu": {"micro": 1, "minor": 0, "major": 5}, "package": PACKAGE}
+VERSION: dict[str, object] = {"qemu": {"micro": 1, "minor": 0, "major": 5},
+                              "package": f"stratovmm-{cli.VERSION}"}
 
 NO_UUID = "00000000-0000-0000-0000-000000000000"
 MAX_CPUS = 254

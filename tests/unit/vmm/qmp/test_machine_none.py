@@ -31,16 +31,15 @@ def client(tmp_path):
     def serve() -> None:
         loop.run()
         cleanup.run()
-        loop.close()
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     client = QmpClient(monitor.path)
     yield client
-    if thread.is_alive():
-        loop.stop()
+    loop.stop()
     thread.join(10)
     assert not thread.is_alive()
+    loop.close()
     assert not (tmp_path / "qmp.sock").exists()
     client.close()
 
