@@ -118,9 +118,9 @@ class Uart:
     """The native 16550A at one port range; served in C on the vCPU thread.
 
     The guest's output collects in a bounded native ring; `output_fd` becomes readable when
-    there is some, at the latest a millisecond later, and stays so until `take_output` emptied the ring.  When the
-    ring is full LSR.THRE stays clear until `take_output` made room.  It also becomes readable
-    when `put_input` had to refuse bytes and there is room for some again.
+    there is some, at the latest a millisecond later, and stays so until `take_output` emptied
+    the ring.  When the ring is full LSR.THRE stays clear until `take_output` made room.  It
+    also becomes readable when `put_input` had to refuse bytes and there is room again.
     """
 
     __slots__ = ()
