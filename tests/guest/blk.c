@@ -152,11 +152,12 @@ u32 queue_add(struct disk *disk, u32 number, u32 slot, struct header header, u8 
 void queue_kick(struct disk *disk, u32 number, u16 before)
 {
 	struct queue *queue = &disk->queue[number];
-	bool needed = !(queue->used.flags & 1);
+	bool needed;
 
 	barrier();
 	*(volatile u16 *)&queue->avail.index = queue->published;
 	barrier();
+	needed = !(*(volatile u16 *)&queue->used.flags & 1);
 	if (disk->features & F_EVENT_INDEX) {
 		u16 event = *(volatile u16 *)&queue->used.ring[queue->size];
 

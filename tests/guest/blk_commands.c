@@ -68,8 +68,9 @@ static u8 job_run(struct job *job)
 			continue;
 		}
 		if (!wait_change(seen, old, deadline)) {
-			print("note lost after %u of %u, status 0x%x\n", job->done, job->chunks,
-			      (u64)read32(disk->base + REG_STATUS));
+			print("note lost after %u of %u, status 0x%x, used %u seen %u\n", job->done,
+			      job->chunks, (u64)read32(disk->base + REG_STATUS),
+			      (u64)disk->queue->used.index, (u64)disk->queue->last_used);
 			return S_NONE;
 		}
 	}
