@@ -536,9 +536,9 @@ def test_reset_while_paused_cancels_the_activation(slot: Slot) -> None:
 def test_resume_that_fails(running: Slot) -> None:
     running.transport.pause(time.monotonic() + 1)
     running.device.errors["resume"] = BackendError("gone")
-    with pytest.raises(DeviceError, match="gone"):
-        running.transport.resume()
+    running.transport.resume()  # the VM goes on without its disk
     assert running.driver.status & r.NEEDS_RESET
+    assert running.config_interrupts == 1
 
 
 def test_a_hostile_driver_cannot_fill_the_log(slot: Slot, capsys: pytest.CaptureFixture[str]
