@@ -12,6 +12,7 @@ from pathlib import Path
 from shared.memory_regions import MemoryRegion
 from shared.vhost_user import messages as m
 from shared.vhost_user.frontend import Frontend
+from tests.support.capabilities import require
 from tests.support.guest_ring import BlkRequest, GuestMemory, GuestRing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,8 @@ class BlkWorker:
     """`python -m workers.blk` on one end of a socketpair, our front end on the other."""
 
     def __init__(self, image: Path, *arguments: str, memory: GuestMemory | None = None) -> None:
+        if "--aio=io_uring" in arguments:
+            require("io_uring")
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "workers.blk", f"--fd={theirs.fileno()}",

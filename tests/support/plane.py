@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 from native import _dataplane
+from tests.support.capabilities import require
 from tests.support.guest_ring import BlkRequest, GuestMemory, GuestRing
 
 ffi, lib = _dataplane.ffi, _dataplane.lib
@@ -18,6 +19,8 @@ class Plane:
                  readonly: bool = False, unmap: bool = True, writeback: bool = True,
                  queue_size: int = 256, align: int = 512, memory: GuestMemory | None = None,
                  **fields: object) -> None:
+        if engine == "io_uring":
+            require("io_uring")
         flags = os.O_RDONLY if readonly else os.O_RDWR
         self.fd = os.open(path, flags | os.O_CLOEXEC | (os.O_DIRECT if direct else 0))
         size = os.fstat(self.fd).st_size

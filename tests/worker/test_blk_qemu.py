@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.blk_worker import ROOT
+from tests.support.capabilities import require
 
 pytestmark = pytest.mark.worker
 
@@ -27,11 +28,10 @@ def boot_sector(folder: Path) -> bytes:
 
 @pytest.mark.parametrize("aio", ["io_uring", "threads"])
 def test_qemu_boots_from_it(tmp_path: Path, aio: str) -> None:
+    require("qemu")
+    if aio == "io_uring":
+        require("io_uring")
     qemu = shutil.which("qemu-system-x86_64")
-    if qemu is None:
-        from tests.support.capabilities import require
-
-        require("qemu")
     image = tmp_path / "disk.img"
     image.write_bytes((boot_sector(tmp_path) + TEXT).ljust(1 << 20, b"\0"))
     path, console = tmp_path / "blk.sock", tmp_path / "console"
