@@ -68,8 +68,7 @@ class Channel:
         :raises CodecError: the message is not what `send` makes; its descriptors are closed.
         """
         try:
-            data, ancillary, flags, _ = self._socket.recvmsg(MAX_MESSAGE, _SCM_BYTES,
-                                                             _socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags = self._receive()
         except BlockingIOError:
             raise
         except OSError as error:
@@ -91,6 +90,16 @@ class Channel:
             close_all(fds)
             raise
         return dict(message), fds
+
+    def _receive(self) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+        space = (MAX_MESSAGE, _SCM_BYTES, _socket.MSG_CMSG_CLOEXEC)
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(*space)
+        except ConnectionResetError:
+            # The other side ended with messages of ours unread. That is told once, before
+            # what it sent last, which may say why.
+            data, ancillary, flags, _ = self._socket.recvmsg(*space)
+        return data, ancillary, flags
 
     def detach(self) -> int:
         """Give the descriptor to the caller."""

@@ -48,9 +48,9 @@ class WorkerProcess:
     on_end: called on the main loop when it has ended, with the reason; None: only logged.
     """
 
-    __slots__ = ("_control", "_counters", "_nursery", "_queues", "_silent", "_started", "device",
-                 "engine", "kind", "on_end", "pid", "pidfd", "reason", "restarts", "serial",
-                 "socket_fd", "stages", "state", "stopping")
+    __slots__ = ("_control", "_counters", "_nursery", "_queues", "_reported", "_silent",
+                 "_started", "device", "engine", "kind", "on_end", "pid", "pidfd", "reason",
+                 "restarts", "serial", "socket_fd", "stages", "state", "stopping")
 
     def __init__(self, nursery: Nursery, serial: int, kind: str, device: str, socket_fd: int,
                  control_fd: int, counters_fd: int, queues: int) -> None:
@@ -70,6 +70,7 @@ class WorkerProcess:
         self.on_end: Callable[[str], None] | None = None
         self._control = Channel(control_fd, blocking=False)
         self._silent = False
+        self._reported = False
         self._queues = queues
         self._counters = mmap.mmap(counters_fd, 0, prot=mmap.PROT_READ)
         # Held until the worker has started or is dead: waiters take and release it.
@@ -84,6 +85,13 @@ class WorkerProcess:
         self.pid = pid
         self.pidfd = pidfd
         self._nursery.loop.add(pidfd, select.EPOLLIN, self._on_end)
+        self._check_running()
+
+    def _check_running(self) -> None:
+        # The worker's report and the nursery's answer come by different ways, in any order.
+        if self.state == STARTING and self._reported and self.pid:
+            self.state = RUNNING
+            self._started.release()
 
     def failed(self, reason: str) -> None:
         """The nursery could not make it."""
@@ -120,8 +128,8 @@ class WorkerProcess:
             if isinstance(stages, list):
                 self.stages = [str(stage)[:64] for stage in stages[:32]]
             self.engine = str(message.get("engine", ""))[:32]
-            self.state = RUNNING
-            self._started.release()
+            self._reported = True
+            self._check_running()
         elif kind == "log":
             log.warning(f"Worker {self.kind} '{self.device}': {_one_line(text)}")
         elif kind == "error":
