@@ -20,13 +20,30 @@ def make(append: str, slots: Sequence[tuple[int, int, int]], limit: int) -> byte
     :raises ConfigError: `-append` has a byte that no command line can hold, or is too long.
     """
     for character in append:
-        if not " " <= character <= "\uffff" and character != "\t":
+        if (character < " " and character != "\t") or character == "\x7f":
             raise ConfigError(f"-append: a kernel command line can't hold the character "
                               f"{character!r}", "remove it")
-    words = [append] if append else []
+    kernel, init = _split_at_init(append)
+    words = [kernel] if kernel else []
     words += [f"virtio_mmio.device={size}@{base:#x}:{gsi}" for base, size, gsi in slots]
-    line = " ".join(words).encode("utf-8", "surrogateescape")
+    if init:
+        words.append(init)
+    try:
+        line = " ".join(words).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ConfigError("-append: not valid text", "use UTF-8") from None
     if len(line) > limit:
         raise ConfigError(f"-append: the command line has {len(line)} bytes with what the "
                           f"devices add, this kernel takes {limit}", "shorten it")
     return line + b"\0"
+
+
+def _split_at_init(append: str) -> tuple[str, str]:
+    """What the kernel reads, and what it hands to init: from the first `--` outside of quotes."""
+    text = f" {append} "
+    at = text.find(" -- ")
+    while at >= 0 and text.count('"', 0, at) % 2:
+        at = text.find(" -- ", at + 1)
+    if at < 0:
+        return append, ""
+    return append[:at].rstrip(" "), append[at:].lstrip(" ")

@@ -33,6 +33,8 @@ _HDRS = b"HdrS"
 _VERSION_64 = 0x20C
 _XLF_KERNEL_64 = 1
 _ENTRY_64_OFFSET = 0x200
+_SETUP_NEEDED = 0x264  # init_size, the last field that we read, ends here
+_MAX_ALIGNMENT = 1 << 30
 
 # ELF (System V ABI; elf.h).
 _ELF_HEADER = Struct("<16sHHIQQQIHHHHHH")
@@ -114,7 +116,9 @@ class Loading:
     def _copy(self) -> None:
         try:
             for segment in self.kernel.segments:
-                self._memory.load_file(segment.address, self._fd, segment.offset, segment.size)
+                if segment.size:
+                    self._memory.load_file(segment.address, self._fd, segment.offset,
+                                           segment.size)
                 if not self._fresh:
                     self._memory.zero(segment.address + segment.size,
                                       segment.memory_size - segment.size)
@@ -146,8 +150,8 @@ def inspect(path: str, fd: int, size: int, ram_end: int) -> Kernel:
     :param ram_end: end of the RAM that starts at 0.
     :raises KernelImageError: names the field that doesn't hold.
     """
-    head = os.pread(fd, 4096, 0)
-    image = _Image(path, fd, size, ram_end, head)
+    image = _Image(path, fd, size, ram_end)
+    head = image.head
     if head.startswith(b"\x7fELF"):
         kernel = _inspect_elf(image)
     elif head[0x202:0x206] == _HDRS:
@@ -169,12 +173,12 @@ class _Image:
 
     __slots__ = ("fd", "head", "path", "ram_end", "size")
 
-    def __init__(self, path: str, fd: int, size: int, ram_end: int, head: bytes) -> None:
+    def __init__(self, path: str, fd: int, size: int, ram_end: int) -> None:
         self.path = path
         self.fd = fd
         self.size = size
         self.ram_end = ram_end
-        self.head = head
+        self.head = self.read(0, min(size, 4096), "the header")
 
     def error(self, what: str, hint: str = "the file is damaged: take another") -> KernelImageError:
         return KernelImageError(f"-kernel {self.path}: {what}", hint)
@@ -182,9 +186,14 @@ class _Image:
     def read(self, offset: int, size: int, what: str) -> bytes:
         if offset + size > self.size:
             raise self.error(f"{what} at {offset:#x} lies beyond the file's end")
-        data = os.pread(self.fd, size, offset)
+        try:
+            data = os.pread(self.fd, size, offset)
+        except OSError as error:
+            raise self.error(f"{what} can't be read: {error.strerror}", "check the disk"
+                             ) from error
         if len(data) != size:
-            raise self.error(f"{what} at {offset:#x} can't be read")
+            raise self.error(f"{what} at {offset:#x} was cut off while it was read",
+                             "another program changes the file: wait for it")
         return data
 
     def check_segment(self, segment: Segment) -> None:
@@ -219,16 +228,25 @@ def _inspect_bzimage(image: _Image) -> Kernel:
     size = min(size, image.size - offset)
     if size <= _ENTRY_64_OFFSET:
         raise image.error(f"{size} bytes of kernel are too few")
-    prefers, init_size = unpack_from("<QI", head, 0x258)
-    load = layout.KERNEL_START if head[0x234] else prefers
-    kernel = Kernel(ENTRY_64, load + _ENTRY_64_OFFSET, [Segment(load, offset, size, size)])
     header_end = min(0x202 + head[0x201], _SETUP_MAX)
+    if header_end < _SETUP_NEEDED:
+        raise image.error(f"the setup header ends at {header_end:#x}, boot protocol 2.12 needs "
+                          f"it up to {_SETUP_NEEDED:#x}")
+    prefers, init_size = unpack_from("<QI", head, 0x258)
+    load, runs = prefers, prefers
+    if head[0x234]:  # relocatable: it moves up to its alignment, at least to where it prefers
+        alignment, = unpack_from("<I", head, 0x230)
+        if not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
+            raise image.error(f"kernel_alignment {alignment:#x} is no power of two up to "
+                              f"{_MAX_ALIGNMENT:#x}")
+        load = layout.KERNEL_START
+        runs = max(load + alignment - 1 & -alignment, prefers)
+    kernel = Kernel(ENTRY_64, load + _ENTRY_64_OFFSET, [Segment(load, offset, size, size)])
     kernel.setup_header = head[_SETUP_START:header_end]
     kernel.initrd_max = unpack_from("<I", head, 0x22C)[0] or layout.INITRD_MAX
     limit, = unpack_from("<I", head, 0x238)
     kernel.command_line_limit = min(limit or 255, layout.COMMAND_LINE_LIMIT - 1)
-    # It unpacks itself to where it prefers to be, or higher, and needs init_size there.
-    kernel.end = max(load + size, max(load, prefers) + init_size)
+    kernel.end = max(load + size, runs + init_size)  # it unpacks itself in init_size bytes
     return kernel
 
 
@@ -250,7 +268,7 @@ def _inspect_elf(image: _Image) -> Kernel:
     for number in range(count):
         kind, _, offset, _, address, size, memory_size, _ = _PROGRAM_HEADER.unpack_from(
             headers, number * entry_size)
-        if kind == _PT_LOAD and memory_size:
+        if kind == _PT_LOAD and (size or memory_size):
             segments.append(Segment(address, offset, size, memory_size))
         elif kind == _PT_NOTE and pvh is None:
             pvh = _find_pvh_note(image, offset, size)

@@ -100,10 +100,10 @@ def _madt(apic_ids: Sequence[int], enabled: int) -> bytes:
     # they can be plugged.
     for uid, apic_id in enumerate(apic_ids[:enabled]):
         entries.append(pack("<BBBBI", 0, 8, uid, apic_id, _ONLINE))
-    ioapic_id = next(i for i in range(255) if i not in set(apic_ids))
+    taken = set(apic_ids)
+    ioapic_id = next(i for i in range(256) if i not in taken)
+    # No overrides: GSI n is pin n, 0 to 15 are ISA's (edge, high).
     entries.append(pack("<BBBBII", 1, 12, ioapic_id, 0, layout.IOAPIC, 0))
-    # Pins 0-15 are ISA's: edge, high. KVM wires the PIT to pin 2.
-    entries.append(pack("<BBBBIH", 2, 10, 0, 0, 2, 0))
     entries.append(pack("<BBBHB", 4, 6, 0xFF, 0, 1))  # NMI: LINT1 of every processor
     return b"".join(entries)
 

@@ -26,7 +26,8 @@ _ECX_TSC_DEADLINE = 1 << 24
 _ECX_HYPERVISOR = 1 << 31
 _EDX_HTT = 1 << 28
 _ECX8_CMP_LEGACY = 1 << 1
-_ECX8_TOPOLOGY_EXTENSIONS = 1 << 22
+
+_AMD_VENDORS = (0x68747541, 0x6F677948)  # EBX of leaf 0: "Auth"enticAMD, "Hygo"nGenuine
 
 
 def make_cpuid(supported: Sequence[Row], topology: Topology, index: int,
@@ -34,12 +35,17 @@ def make_cpuid(supported: Sequence[Row], topology: Topology, index: int,
     """Rows (function, index, flags, eax, ebx, ecx, edx) for vCPU `index`."""
     apic_id = topology.apic_id(index)
     per_package = 1 << topology.package_shift
+    highest, vendor = next((row[3:5] for row in supported if row[0] == 0), (0, 0))
+    if topology.dies > 1 and 0xB <= highest < 0x1F:
+        highest = 0x1F  # the only leaf that tells dies apart
     rows: list[Row] = []
     for row in supported:
         function, sub, flags, eax, ebx, ecx, edx = row
-        if function in (0xB, 0x1F, HYPERVISOR_TIMING):
-            continue  # ours are added below
-        if function == 1:
+        if function in (0xB, 0x1F, 0x80000026, HYPERVISOR_TIMING):
+            continue  # ours are added below; AMD's 0x80000026 says the same as 0xB
+        if function == 0:
+            eax = highest
+        elif function == 1:
             ebx = ebx & 0xFFFF | min(per_package, 255) << 16 | apic_id << 24
             ecx |= _ECX_X2APIC | _ECX_TSC_DEADLINE | _ECX_HYPERVISOR
             edx = edx | _EDX_HTT if per_package > 1 else edx & ~_EDX_HTT
@@ -48,7 +54,10 @@ def make_cpuid(supported: Sequence[Row], topology: Topology, index: int,
         elif function == HYPERVISOR_BASE:
             eax = max(eax, HYPERVISOR_TIMING)
         elif function == 0x80000001:
-            ecx = ecx | _ECX8_CMP_LEGACY if per_package > 1 else ecx & ~_ECX8_CMP_LEGACY
+            # On Intel the bit would make Linux ignore threads.
+            ecx &= ~_ECX8_CMP_LEGACY
+            if per_package > 1 and vendor in _AMD_VENDORS:
+                ecx |= _ECX8_CMP_LEGACY
         elif function == 0x80000008:
             logical = topology.threads * topology.cores * topology.dies
             ecx = ecx & ~0xF0FF | topology.package_shift << 12 | min(logical - 1, 255)
@@ -56,10 +65,9 @@ def make_cpuid(supported: Sequence[Row], topology: Topology, index: int,
             eax = _cache_sharing(eax, topology, 32)
         elif function == 0x8000001E:
             core = apic_id >> topology.thread_shift
-            eax, ebx, ecx = apic_id, core & 0xFF | (topology.threads - 1) << 8, \
-                apic_id >> topology.die_shift & 0xFF
+            eax, ebx = apic_id, core & 0xFF | min(topology.threads - 1, 255) << 8
+            ecx = apic_id >> topology.die_shift & 0xFF | min(topology.dies - 1, 7) << 8
         rows.append((function, sub, flags, eax, ebx, ecx, edx))
-    highest = max((row[3] for row in supported if row[0] == 0), default=0)
     rows += _topology_rows(topology, apic_id, highest)
     if tsc_khz:
         rows.append((HYPERVISOR_TIMING, 0, 0, tsc_khz, LAPIC_KHZ, 0, 0))
