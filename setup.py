@@ -15,6 +15,7 @@ class BuildWithLauncher(build_py):
     """Compiles the launcher before the files are collected."""
 
     def run(self) -> None:
+        """Compile it, then do what setuptools does."""
         LAUNCHER.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", str(LAUNCHER),
                         "native/launcher/stratovirt.c"], check=True)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+import native
+
+# `./dev test` runs the native tests once more with modules built with ASAN and UBSAN.
+if os.environ.get("SV_NATIVE"):
+    native.__path__.insert(0, os.environ["SV_NATIVE"])
 
 _FOLDERS = ("native", "worker", "vm", "lab", "fuzz", "perf")
 

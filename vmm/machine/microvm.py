@@ -89,8 +89,8 @@ class MicroVmBuilder:
         machine.vm.reset()
         loading = setup.start_loading(machine.memory, self.config.boot, fresh=False)
         entry = setup.write_tables(machine.memory, self.config, loading, self._slots())
-        for thread in machine.vcpus:
-            setup.reset_vcpu(thread.vcpu, entry, thread.index)
+        for vcpu in machine.vm.vcpus:
+            setup.reset_vcpu(vcpu, entry, vcpu.index)
 
     # ---- back ends -------------------------------------------------------------------------
 
