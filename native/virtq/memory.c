@@ -4,11 +4,24 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
+
+#include <linux/magic.h>
 
 static bool overlaps(uint64_t a, uint64_t b, uint64_t a_size, uint64_t b_size)
 {
 	return a < b + b_size && b < a + a_size;
+}
+
+// What offsets and lengths of mappings must be multiples of: huge pages have their own.
+static uint64_t mapping_unit(int fd)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC && fs.f_bsize > 0)
+		return (uint64_t)fs.f_bsize;
+	return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 static int check_region(const struct sv_memory *memory, uint64_t guest_addr, uint64_t size,
@@ -39,8 +52,9 @@ static int check_region(const struct sv_memory *memory, uint64_t guest_addr, uin
 int sv_memory_add(struct sv_memory *memory, uint64_t guest_addr, uint64_t size, uint64_t offset,
 		  int fd)
 {
-	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-	uint64_t slack = offset & (page - 1);
+	uint64_t unit = mapping_unit(fd);
+	uint64_t slack = offset & (unit - 1);
+	uint64_t length = (size + slack + unit - 1) & ~(unit - 1);
 	struct sv_region *region;
 	void *mapping;
 	int ret;
@@ -48,19 +62,19 @@ int sv_memory_add(struct sv_memory *memory, uint64_t guest_addr, uint64_t size, 
 	ret = check_region(memory, guest_addr, size, offset, fd);
 	if (ret < 0)
 		return ret;
-	mapping = mmap(NULL, size + slack, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
+	mapping = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
 		       (off_t)(offset - slack));
 	if (mapping == MAP_FAILED)
 		return -errno;
 	// Guest RAM is not ours to put into a core dump.
-	madvise(mapping, size + slack, MADV_DONTDUMP);
+	madvise(mapping, length, MADV_DONTDUMP);
 	region = &memory->regions[memory->count];
 	*region = (struct sv_region){
 		.guest_addr = guest_addr,
 		.size = size,
 		.host = (uint8_t *)mapping + slack,
 		.mapping = mapping,
-		.mapping_size = size + slack,
+		.mapping_size = length,
 	};
 	// The entry before the count that makes ring threads look at it.
 	__atomic_store_n(&memory->count, memory->count + 1, __ATOMIC_RELEASE);

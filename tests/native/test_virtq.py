@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.capabilities import require
 from tests.support.guest_ring import (
     F_EVENT_IDX,
     F_INDIRECT_DESC,
@@ -414,3 +415,12 @@ def test_call_descriptor_can_change_while_the_ring_runs(plane: Plane) -> None:
         os.eventfd_read(other)
     os.close(other)
     assert ffi.sizeof("struct sv_blk_counters") == 14 * 8
+
+
+def test_region_of_huge_pages_need_not_start_at_one(plane: Plane) -> None:
+    require("hugepages")
+    fd = os.memfd_create("huge", os.MFD_HUGETLB)
+    os.ftruncate(fd, 4 << 20)
+    assert lib.sv_plane_add_region(plane.plane, 0, 8192, (2 << 20) + 4096, fd) == 0
+    assert lib.sv_plane_remove_region(plane.plane, 0, 8192) == 0
+    os.close(fd)
