@@ -17,7 +17,11 @@ int sv_io_run(struct sv_io *io, int fd)
 		ret = preadv2(fd, io->iov, (int)io->count, (off_t)io->offset, io->flags);
 		break;
 	case SV_IO_WRITE:
-		ret = pwritev2(fd, io->iov, (int)io->count, (off_t)io->offset, io->flags);
+		// The common case without the import of an iovec: 5 % for 4 KiB.
+		if (io->count == 1 && !io->flags)
+			ret = pwrite(fd, io->iov->iov_base, io->iov->iov_len, (off_t)io->offset);
+		else
+			ret = pwritev2(fd, io->iov, (int)io->count, (off_t)io->offset, io->flags);
 		break;
 	case SV_IO_FDATASYNC:
 		ret = fdatasync(fd);
