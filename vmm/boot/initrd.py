@@ -33,6 +33,9 @@ def load(memory: GuestMemory, path: str | None, kernel: Kernel) -> tuple[int, in
                 f"-initrd {path}: {size} bytes don't fit between the kernel's end at "
                 f"{kernel.end:#x} and {top:#x}", "give the VM more memory with -m")
         memory.load_file(address, fd, 0, size)
+    except OSError as error:
+        raise KernelImageError(f"-initrd {path}: can't be read: {error}", "check the file"
+                               ) from error
     finally:
         os.close(fd)
     return address, size

@@ -51,7 +51,7 @@ def make_cpuid(supported: Sequence[Row], topology: Topology, index: int,
             edx = edx | _EDX_HTT if per_package > 1 else edx & ~_EDX_HTT
         elif function == 4 and eax & 31:
             eax = _cache_sharing(eax, topology, 26)
-        elif function == HYPERVISOR_BASE:
+        elif function == HYPERVISOR_BASE and tsc_khz:
             eax = max(eax, HYPERVISOR_TIMING)
         elif function == 0x80000001:
             # On Intel the bit would make Linux ignore threads.
