@@ -1,26 +1,16 @@
 // Doing what request.c found right: transfers with all that can come back short or refused,
-// read-modify-write where a block is larger than what was asked, zeroes, and durability.
-#include "blk/blk.h"
+// read-modify-write where a block is larger than what was asked, and durability.
+#include "blk/execute.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <linux/falloc.h>
 #include <linux/virtio_blk.h>
 
 #define BOUNCE_BYTES (256u * 1024)
-#define ZEROES_BYTES (64u * 1024)
-#define ZEROES_CHUNK (16 * ZEROES_BYTES) // written at once
 #define RING_READ_BYTES (64u * 1024)
 #define MAX_RETRIES 16
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-
-static uint8_t zeroes[ZEROES_BYTES] __attribute__((aligned(4096)));
-
-static void issue(struct sv_blk_request *request, bool lonely);
-static void next_segment(struct sv_blk_request *request);
 
 static void count_request(struct sv_blk_request *request, uint8_t status)
 {
@@ -68,7 +58,7 @@ void sv_blk_finish(struct sv_blk_request *request, uint8_t status, uint32_t writ
 }
 
 // `written`: bytes from the first writable one on (2.7.8.2), none if the status alone was.
-static void end(struct sv_blk_request *request, uint8_t status)
+void sv_blk_end(struct sv_blk_request *request, uint8_t status)
 {
 	uint64_t bytes = request->in_bytes;
 
@@ -77,25 +67,25 @@ static void end(struct sv_blk_request *request, uint8_t status)
 	sv_blk_finish(request, status, (uint32_t)MIN(bytes, UINT32_MAX));
 }
 
-static void submit(struct sv_blk_request *request)
+void sv_blk_submit(struct sv_blk_request *request)
 {
 	request->queue->busy++;
 	sv_engine_submit(request->queue->engine, &request->io);
 }
 
 // All data is where it belongs: make it durable if the guest was promised that.
-static void transferred(struct sv_blk_request *request)
+void sv_blk_transferred(struct sv_blk_request *request)
 {
 	struct sv_disk *disk = request->queue->disk;
 
 	if (request->type == SV_BLK_READ || request->durable ||
 	    __atomic_load_n(&disk->writeback, __ATOMIC_ACQUIRE)) {
-		end(request, VIRTIO_BLK_S_OK);
+		sv_blk_end(request, VIRTIO_BLK_S_OK);
 		return;
 	}
 	request->syncing = true;
 	request->io.op = SV_IO_FDATASYNC;
-	submit(request);
+	sv_blk_submit(request);
 }
 
 // ---- data ---------------------------------------------------------------------------------
@@ -149,22 +139,6 @@ static bool is_aligned(const struct sv_blk_request *request)
 	return true;
 }
 
-// The next chunk of written zeroes, as data of the request.
-static void refill_zeroes(struct sv_blk_request *request)
-{
-	struct iovec *iov = sv_blk_zero_iov(request);
-	uint64_t bytes = MIN(request->left, ZEROES_CHUNK);
-
-	request->data = iov;
-	request->data_count = 0;
-	while (bytes) {
-		uint64_t part = MIN(bytes, ZEROES_BYTES);
-
-		iov[request->data_count++] = (struct iovec){zeroes, part};
-		bytes -= part;
-	}
-}
-
 static uint8_t *get_bounce(struct sv_blk_request *request)
 {
 	struct sv_disk *disk = request->queue->disk;
@@ -207,7 +181,7 @@ static void write_partial(struct sv_blk_request *request)
 			break;
 		}
 		if (request->zeroing && !request->data_count)
-			refill_zeroes(request);
+			sv_blk_refill_zeroes(request);
 		aligned_range(request, &start, &length);
 		skip = request->offset - start;
 		part = MIN(length - skip, request->left);
@@ -233,11 +207,11 @@ static void write_partial(struct sv_blk_request *request)
 	}
 	pthread_rwlock_unlock(&disk->partial);
 	if (ret < 0)
-		end(request, VIRTIO_BLK_S_IOERR);
+		sv_blk_end(request, VIRTIO_BLK_S_IOERR);
 	else if (request->zeroing)
-		next_segment(request);
+		sv_blk_next_segment(request);
 	else
-		transferred(request);
+		sv_blk_transferred(request);
 }
 
 // Set io up to go through the bounce buffer. False: it was dealt with otherwise.
@@ -247,7 +221,7 @@ static bool bounce(struct sv_blk_request *request)
 	uint64_t start, length;
 
 	if (!get_bounce(request)) {
-		end(request, VIRTIO_BLK_S_IOERR);
+		sv_blk_end(request, VIRTIO_BLK_S_IOERR);
 		return false;
 	}
 	aligned_range(request, &start, &length);
@@ -297,9 +271,9 @@ static bool account(struct sv_blk_request *request, int result)
 	advance(request, bytes);
 	if (!request->left) {
 		if (request->zeroing)
-			next_segment(request);
+			sv_blk_next_segment(request);
 		else
-			transferred(request);
+			sv_blk_transferred(request);
 		return false;
 	}
 	if (bytes)
@@ -310,10 +284,10 @@ static bool account(struct sv_blk_request *request, int result)
 	    request->offset + request->left == disk->capacity * SV_BLK_SECTOR) {
 		for (uint32_t i = 0; i < request->data_count; i++)
 			memset(request->data[i].iov_base, 0, request->data[i].iov_len);
-		end(request, VIRTIO_BLK_S_OK);
+		sv_blk_end(request, VIRTIO_BLK_S_OK);
 		return false;
 	}
-	end(request, VIRTIO_BLK_S_IOERR);
+	sv_blk_end(request, VIRTIO_BLK_S_IOERR);
 	return false;
 }
 
@@ -355,14 +329,14 @@ static bool run_inline(struct sv_blk_request *request, bool lonely)
 }
 
 // Transfer what is left: on this thread as far as that goes, then by the engine.
-static void issue(struct sv_blk_request *request, bool lonely)
+void sv_blk_issue(struct sv_blk_request *request, bool lonely)
 {
 	struct sv_disk *disk = request->queue->disk;
 	struct sv_io *io = &request->io;
 
 	for (;;) {
 		if (request->zeroing && !request->data_count)
-			refill_zeroes(request);
+			sv_blk_refill_zeroes(request);
 		request->bouncing = false;
 		io->op = request->type == SV_BLK_READ ? SV_IO_READ : SV_IO_WRITE;
 		io->flags = request->durable ? RWF_DSYNC : 0;
@@ -372,13 +346,13 @@ static void issue(struct sv_blk_request *request, bool lonely)
 		if (!is_aligned(request) && !bounce(request))
 			return;
 		if (!run_inline(request, lonely)) {
-			submit(request);
+			sv_blk_submit(request);
 			return;
 		}
 		if (io->result < 0) {
 			if (io->result == -EINTR && request->retries++ < MAX_RETRIES)
 				continue;
-			end(request, VIRTIO_BLK_S_IOERR);
+			sv_blk_end(request, VIRTIO_BLK_S_IOERR);
 			return;
 		}
 		if (!account(request, io->result))
@@ -388,7 +362,7 @@ static void issue(struct sv_blk_request *request, bool lonely)
 	}
 }
 
-static void start_write(struct sv_blk_request *request)
+void sv_blk_start_write(struct sv_blk_request *request)
 {
 	struct sv_blk_queue *queue = request->queue;
 
@@ -400,77 +374,6 @@ static void start_write(struct sv_blk_request *request)
 	request->holds_partial = true;
 }
 
-// ---- discard and write zeroes ------------------------------------------------------------
-
-static void write_zeroes(struct sv_blk_request *request)
-{
-	request->zeroing = true;
-	request->data_count = 0;
-	issue(request, false);
-}
-
-// The range of the segment under way, not yet done, is in offset and left.
-static void next_segment(struct sv_blk_request *request)
-{
-	struct sv_disk *disk = request->queue->disk;
-	struct sv_blk_segment segment;
-	bool unmap;
-
-	do {
-		if (request->segment_next == request->segment_count) {
-			transferred(request);
-			return;
-		}
-		segment = sv_blk_segments(request)[request->segment_next++];
-	} while (!segment.length);
-	if (!request->holds_partial)
-		start_write(request);
-	request->offset = segment.offset;
-	request->left = segment.length;
-	request->zeroing = false;
-	request->io.offset = segment.offset;
-	request->io.length = segment.length;
-	request->io.op = SV_IO_FALLOCATE;
-	unmap = disk->unmap && segment.unmap;
-	if (request->type == SV_BLK_DISCARD) {
-		request->io.op = disk->block_device ? SV_IO_DISCARD : SV_IO_FALLOCATE;
-		request->io.flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-	} else if (unmap) {
-		request->io.flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-	} else if (!disk->no_zero_range) {
-		request->io.flags = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
-	} else {
-		write_zeroes(request);
-		return;
-	}
-	submit(request);
-}
-
-static bool not_supported(int result)
-{
-	return result == -EOPNOTSUPP || result == -ENOSYS || result == -ENOTTY || result == -EINVAL;
-}
-
-static void segment_done(struct sv_blk_request *request, int result)
-{
-	struct sv_disk *disk = request->queue->disk;
-
-	if (not_supported(result)) {
-		if (request->type == SV_BLK_DISCARD) {
-			result = 0; // a hint that the image can't take
-		} else {
-			if (result != -EINVAL && request->io.flags & FALLOC_FL_ZERO_RANGE)
-				disk->no_zero_range = true;
-			write_zeroes(request);
-			return;
-		}
-	}
-	if (result < 0)
-		end(request, VIRTIO_BLK_S_IOERR);
-	else
-		next_segment(request);
-}
-
 // ---- start and completion ------------------------------------------------------------------
 
 void sv_blk_start(struct sv_blk_request *request, bool lonely)
@@ -480,37 +383,37 @@ void sv_blk_start(struct sv_blk_request *request, bool lonely)
 	switch (request->type) {
 	case SV_BLK_READ:
 		if (!request->left)
-			end(request, VIRTIO_BLK_S_OK);
+			sv_blk_end(request, VIRTIO_BLK_S_OK);
 		else
-			issue(request, lonely);
+			sv_blk_issue(request, lonely);
 		break;
 	case SV_BLK_WRITE:
 		if (!request->left) {
-			end(request, VIRTIO_BLK_S_OK);
+			sv_blk_end(request, VIRTIO_BLK_S_OK);
 			break;
 		}
 		request->durable = !__atomic_load_n(&disk->writeback, __ATOMIC_ACQUIRE);
-		start_write(request);
-		issue(request, lonely);
+		sv_blk_start_write(request);
+		sv_blk_issue(request, lonely);
 		break;
 	case SV_BLK_FLUSH:
 		// Started now, it covers every write that has completed (5.2.6.2). Nothing was
 		// ever written through a read-only descriptor.
 		if (disk->readonly) {
-			end(request, VIRTIO_BLK_S_OK);
+			sv_blk_end(request, VIRTIO_BLK_S_OK);
 			break;
 		}
 		request->io.op = SV_IO_FDATASYNC;
-		submit(request);
+		sv_blk_submit(request);
 		break;
 	case SV_BLK_DISCARD:
 		if (!disk->unmap) {
-			end(request, VIRTIO_BLK_S_OK);
+			sv_blk_end(request, VIRTIO_BLK_S_OK);
 			break;
 		}
 		// fall through
 	default:
-		next_segment(request);
+		sv_blk_next_segment(request);
 	}
 }
 
@@ -520,27 +423,27 @@ static void complete(struct sv_blk_request *request)
 
 	request->queue->busy--;
 	if ((result == -EINTR || result == -EAGAIN) && request->retries++ < MAX_RETRIES) {
-		submit(request);
+		sv_blk_submit(request);
 		return;
 	}
 	if (request->syncing || request->type == SV_BLK_FLUSH) {
-		end(request, result < 0 ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
+		sv_blk_end(request, result < 0 ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
 		return;
 	}
 	if (request->io.op == SV_IO_FALLOCATE || request->io.op == SV_IO_DISCARD) {
-		segment_done(request, result);
+		sv_blk_segment_done(request, result);
 		return;
 	}
 	if (result == -EOPNOTSUPP && request->durable) {
 		// No RWF_DSYNC here: write, then sync.
 		request->durable = false;
-		issue(request, false);
+		sv_blk_issue(request, false);
 		return;
 	}
 	if (result < 0)
-		end(request, VIRTIO_BLK_S_IOERR);
+		sv_blk_end(request, VIRTIO_BLK_S_IOERR);
 	else if (account(request, result))
-		issue(request, false);
+		sv_blk_issue(request, false);
 }
 
 bool sv_blk_reap(struct sv_blk_queue *queue)

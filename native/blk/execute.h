@@ -1,0 +1,34 @@
+// Between execute.c (transfers, durability, the end of a request) and ranges.c (discard and
+// write zeroes).
+#pragma once
+
+#include "blk/blk.h"
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+
+// Zeroes that are written at once, where the image can't make them itself.
+#define ZEROES_CHUNK (1024u * 1024)
+
+// Give `io` to the engine.
+void sv_blk_submit(struct sv_blk_request *request);
+
+// Transfer what is left: on this thread as far as that goes, then by the engine.
+void sv_blk_issue(struct sv_blk_request *request, bool lonely);
+
+// Before the first byte is changed; see sv_disk.partial.
+void sv_blk_start_write(struct sv_blk_request *request);
+
+// Everything was transferred: make it durable if the guest was promised that, then end.
+void sv_blk_transferred(struct sv_blk_request *request);
+
+// Give the request back with a VIRTIO_BLK_S_* status.
+void sv_blk_end(struct sv_blk_request *request, uint8_t status);
+
+// Start the next range of a DISCARD or WRITE_ZEROES, or end.
+void sv_blk_next_segment(struct sv_blk_request *request);
+
+// What fallocate or BLKDISCARD said of the range under way.
+void sv_blk_segment_done(struct sv_blk_request *request, int result);
+
+// The next chunk of written zeroes, as data of the request.
+void sv_blk_refill_zeroes(struct sv_blk_request *request);
