@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "blk/throttle.h"
 #include "uring/engine.h"
 #include "virtq/virtq.h"
 
@@ -31,6 +32,8 @@ struct sv_disk {
 	uint32_t memory_align; // of buffers; 1 if buffered
 	uint8_t id[SV_BLK_ID_BYTES];
 	pthread_rwlock_t partial; // writes: shared; read-modify-write of a block: exclusive
+	struct sv_throttle throttle;
+	unsigned int partial_waiting; // atomic: who waits for it to be free of writes
 };
 
 // Written by the queue's thread alone, read by anyone at any time.
@@ -43,6 +46,7 @@ struct sv_blk_counters {
 	uint64_t wakeups;      // times the thread slept and woke
 	uint64_t calls;        // interrupts that the guest was sent
 	uint64_t broken;       // 1: the driver broke the rules, the queue stopped
+	uint64_t throttled;    // requests that a limit made wait
 };
 
 struct sv_blk_request;
@@ -56,9 +60,12 @@ struct sv_blk_queue {
 	struct iovec *iovs;              // sv_blk_iovs a head
 	size_t request_bytes, iov_bytes;
 	struct sv_io *deferred;      // requests that wait until no write of this queue is under way
-	unsigned int busy;               // requests with the engine or deferred
+	unsigned int busy;               // requests with the engine, deferred or held
 	unsigned int writes;             // of them, those that hold disk->partial shared
 	unsigned int avoid_inline;       // next so many writes don't run on this thread
+	struct sv_blk_request *held;     // waits for the throttle; nothing is taken meanwhile
+	uint64_t held_until;             // when to try again, sv_now_ns
+	bool draining;                   // the queue is being stopped: limits don't hold
 	uint64_t inline_bytes;           // since the caller last published and reset it
 	struct sv_chain chain;
 };
@@ -71,6 +78,17 @@ void sv_blk_deinit(struct sv_blk_queue *queue);
 // Take and start at most `budget` requests; true if there was one. What it finished at once
 // is pushed, not published.
 bool sv_blk_serve(struct sv_blk_queue *queue, unsigned int budget);
+
+// Start what the throttle held back, if it may go now; true if it went.
+bool sv_blk_release(struct sv_blk_queue *queue);
+
+// Whether serve would take nothing now: only a completion or time changes that.
+static inline bool sv_blk_blocked(const struct sv_blk_queue *queue)
+{
+	return queue->held || queue->deferred ||
+	       (queue->writes &&
+		__atomic_load_n(&queue->disk->partial_waiting, __ATOMIC_RELAXED));
+}
 
 // Finish what the engine has done; true if there was something.
 bool sv_blk_reap(struct sv_blk_queue *queue);

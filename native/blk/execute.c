@@ -170,7 +170,10 @@ static void write_partial(struct sv_blk_request *request)
 	struct sv_disk *disk = request->queue->disk;
 	int ret = 0;
 
+	// A queue whose writes never run out would hold it for ever: it takes no new ones now.
+	__atomic_fetch_add(&disk->partial_waiting, 1, __ATOMIC_RELAXED);
 	pthread_rwlock_wrlock(&disk->partial);
+	__atomic_fetch_sub(&disk->partial_waiting, 1, __ATOMIC_RELAXED);
 	while (request->left && ret >= 0) {
 		struct iovec iov = {.iov_base = get_bounce(request)};
 		struct sv_io io = {.iov = &iov, .count = 1};

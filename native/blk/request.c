@@ -185,6 +185,57 @@ static uint8_t classify(uint32_t type)
 	}
 }
 
+static bool is_limited(const struct sv_blk_request *request)
+{
+	return request->type != SV_BLK_FLUSH && request->type != SV_BLK_OTHER &&
+	       sv_throttle_active(&request->queue->disk->throttle);
+}
+
+// Nanoseconds that the limits make it wait; 0: go.
+static uint64_t take_tokens(struct sv_blk_request *request, uint64_t now)
+{
+	struct sv_blk_queue *queue = request->queue;
+
+	return sv_throttle_take(&queue->disk->throttle, request->type != SV_BLK_READ,
+				request->bytes, now, queue->draining);
+}
+
+static void start_limited(struct sv_blk_request *request)
+{
+	struct sv_blk_queue *queue = request->queue;
+	uint64_t now = sv_now_ns();
+	uint64_t wait = take_tokens(request, now);
+
+	if (!wait) {
+		sv_blk_start(request, true);
+		return;
+	}
+	queue->counters->throttled++;
+	queue->held = request;
+	queue->held_until = now + wait;
+	queue->busy++;
+}
+
+bool sv_blk_release(struct sv_blk_queue *queue)
+{
+	struct sv_blk_request *request = queue->held;
+	uint64_t now;
+	uint64_t wait;
+
+	if (!request)
+		return false;
+	now = sv_now_ns();
+	wait = take_tokens(request, now);
+	if (wait) {
+		queue->held_until = now + wait;
+		return false;
+	}
+	queue->held = NULL;
+	queue->busy--;
+	sv_blk_start(request, true);
+	return true;
+}
+
 // Check everything that the header and the shape of the chain say, then start or answer.
 static void handle(struct sv_blk_request *request, const struct sv_chain *chain, bool lonely)
 {
@@ -231,6 +282,8 @@ static void handle(struct sv_blk_request *request, const struct sv_chain *chain,
 		status = VIRTIO_BLK_S_IOERR;
 	if (status != VIRTIO_BLK_S_OK)
 		sv_blk_finish(request, status, room ? 0 : 1);
+	else if (is_limited(request))
+		start_limited(request);
 	else
 		sv_blk_start(request, lonely);
 }
@@ -249,8 +302,9 @@ bool sv_blk_serve(struct sv_blk_queue *queue, unsigned int budget)
 	uint64_t start = sv_now_ns();
 	bool progress = false;
 
-	// A deferred write waits for those before it: nothing new until it is done.
-	while (budget-- && !queue->deferred && queue->inline_bytes < INLINE_BYTES) {
+	// A deferred write waits for those before it: nothing new until it is done. One of another
+	// queue waits for this queue's.
+	while (budget-- && !sv_blk_blocked(queue) && queue->inline_bytes < INLINE_BYTES) {
 		bool lonely = sv_virtq_pending(queue->vq) <= 2 && !queue->engine->unsubmitted;
 		struct sv_blk_request *request;
 		struct iovec *last;

@@ -67,6 +67,10 @@ int sv_queue_set_call(struct sv_plane *plane, unsigned int index, int fd);
 // Why the queue is broken, NULL if it isn't. Static text.
 const char *sv_queue_broken(struct sv_plane *plane, unsigned int index);
 
+// Limits on requests and bytes a second, for all queues together; at any time. -EINVAL: absurd.
+// A queue that is being stopped starts what its limits hold back (one request at most).
+int sv_plane_set_limits(struct sv_plane *plane, const struct sv_limits *limits);
+
 // What idle threads do before they sleep: look for work for at most so many nanoseconds, if
 // work usually comes that soon. 0: sleep at once. For measurements; set before start.
 void sv_plane_set_poll(struct sv_plane *plane, uint64_t limit_ns);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "dataplane/queue.h"
+#include "include/clock.h"
 
 struct sv_plane {
 	struct sv_disk disk;
@@ -62,6 +63,7 @@ struct sv_plane *sv_plane_create(const struct sv_disk *disk, unsigned int queues
 	*error = init_disk_lock(&plane->disk);
 	if (*error)
 		goto free_plane;
+	sv_throttle_init(&plane->disk.throttle);
 	*error = sv_pool_init(&plane->pool, disk->fd);
 	if (*error)
 		goto destroy_lock;
@@ -78,6 +80,7 @@ deinit_queues:
 		sv_queue_deinit(&plane->queues[plane->count]);
 	sv_pool_deinit(&plane->pool);
 destroy_lock:
+	sv_throttle_deinit(&plane->disk.throttle);
 	pthread_rwlock_destroy(&plane->disk.partial);
 free_plane:
 	free(plane);
@@ -98,6 +101,7 @@ void sv_plane_destroy(struct sv_plane *plane)
 	sv_pool_deinit(&plane->pool);
 	for (unsigned int i = 0; i < plane->count; i++)
 		sv_queue_deinit(&plane->queues[i]);
+	sv_throttle_deinit(&plane->disk.throttle);
 	pthread_rwlock_destroy(&plane->disk.partial);
 	sv_memory_clear(&plane->memory);
 	unmap_inflight(plane);
@@ -222,6 +226,11 @@ const char *sv_queue_broken(struct sv_plane *plane, unsigned int index)
 	    !__atomic_load_n(&plane->queues[index].counters->broken, __ATOMIC_ACQUIRE))
 		return NULL;
 	return plane->queues[index].vq.reason;
+}
+
+int sv_plane_set_limits(struct sv_plane *plane, const struct sv_limits *limits)
+{
+	return sv_throttle_set(&plane->disk.throttle, limits, sv_now_ns());
 }
 
 void sv_plane_set_poll(struct sv_plane *plane, uint64_t limit_ns)

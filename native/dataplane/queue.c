@@ -20,6 +20,7 @@
 #define CREDIT_TRY 4
 #define REST_MIN 32
 #define REST_MAX 1024
+#define HELD_MS 1000       // a throttled request is looked at that often at least
 #define NO_KICK_MS 1       // how often a ring without kick descriptor is looked at
 
 static void relax(void)
@@ -56,8 +57,9 @@ static void report_broken(struct sv_queue *queue)
 // One round: take, start, finish, tell. True if there was something to do.
 static bool round_once(struct sv_queue *queue, bool take)
 {
-	bool progress = take && sv_blk_serve(&queue->blk, BUDGET);
+	bool progress = sv_blk_release(&queue->blk);
 
+	progress |= take && sv_blk_serve(&queue->blk, BUDGET);
 	if (queue->engine.unsubmitted)
 		sv_engine_flush(&queue->engine);
 	progress |= sv_blk_reap(&queue->blk);
@@ -73,7 +75,8 @@ static bool round_once(struct sv_queue *queue, bool take)
 
 static bool is_due(struct sv_queue *queue)
 {
-	if (sv_engine_ready(&queue->engine) || sv_virtq_pending(&queue->vq))
+	if (sv_engine_ready(&queue->engine) ||
+	    (!sv_blk_blocked(&queue->blk) && sv_virtq_pending(&queue->vq)))
 		return true;
 	// To look may have been what broke the queue: that must be reported before sleeping.
 	return __atomic_load_n(&queue->stop, __ATOMIC_RELAXED) ||
@@ -114,7 +117,7 @@ static bool poll_work(struct sv_queue *queue)
 {
 	uint64_t start = sv_now_ns();
 
-	if (!may_poll(queue))
+	if (sv_blk_blocked(&queue->blk) || !may_poll(queue))
 		return false;
 	for (unsigned int i = 0;; i++) {
 		if (is_due(queue)) {
@@ -129,18 +132,33 @@ static bool poll_work(struct sv_queue *queue)
 	return false;
 }
 
+// How long to sleep at most; -1: until something happens.
+static int sleep_limit(const struct sv_queue *queue)
+{
+	uint64_t now, wait;
+
+	if (queue->kick_fd < 0 || queue->engine.unsubmitted)
+		return NO_KICK_MS;
+	if (!queue->blk.held)
+		return -1;
+	// Limits may change meanwhile: then another time holds.
+	now = sv_now_ns();
+	wait = queue->blk.held_until > now ? queue->blk.held_until - now : 0;
+	return wait < HELD_MS * 1000000ull ? (int)((wait + 999999) / 1000000) : HELD_MS;
+}
+
 static void sleep_until_work(struct sv_queue *queue)
 {
+	// Who takes nothing now wants no kicks: it looks at the ring when it takes again.
+	bool kicks = !sv_blk_blocked(&queue->blk);
 	struct epoll_event events[3];
-	int timeout = -1;
 	int count;
 
-	if (sv_virtq_enable_kicks(&queue->vq) || is_due(queue))
+	if ((kicks && sv_virtq_enable_kicks(&queue->vq)) || is_due(queue))
 		return;
-	if (queue->kick_fd < 0 || queue->engine.unsubmitted)
-		timeout = NO_KICK_MS;
-	count = epoll_wait(queue->epoll_fd, events, 3, timeout);
-	sv_virtq_disable_kicks(&queue->vq);
+	count = epoll_wait(queue->epoll_fd, events, 3, sleep_limit(queue));
+	if (kicks)
+		sv_virtq_disable_kicks(&queue->vq);
 	queue->counters->wakeups++;
 	for (int i = 0; i < count; i++) {
 		eventfd_t value;
@@ -160,6 +178,8 @@ static void *serve(void *argument)
 		// What a predecessor had taken counts as in flight: stop finishes it too.
 		bool take = !stop || queue->vq.resubmit_next < queue->vq.resubmit_count;
 
+		// Stop doesn't wait for limits: the one request that they hold back goes at once.
+		queue->blk.draining = stop;
 		if (round_once(queue, take && !queue->vq.broken))
 			continue;
 		if (stop && !queue->blk.busy && (!take || queue->vq.broken))

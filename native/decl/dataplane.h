@@ -32,7 +32,23 @@ struct sv_blk_counters {
 	uint64_t wakeups;
 	uint64_t calls;
 	uint64_t broken;
+	uint64_t throttled;
 	...;
+};
+
+enum sv_limit {
+	SV_LIMIT_OPS,
+	SV_LIMIT_READ_OPS,
+	SV_LIMIT_WRITE_OPS,
+	SV_LIMIT_BYTES,
+	SV_LIMIT_READ_BYTES,
+	SV_LIMIT_WRITE_BYTES,
+	...
+};
+
+struct sv_limits {
+	uint64_t rate[6];
+	uint64_t burst[6];
 };
 
 struct sv_plane;
@@ -64,5 +80,6 @@ int sv_queue_start(struct sv_plane *plane, unsigned int index, const struct sv_r
 int sv_queue_stop(struct sv_plane *plane, unsigned int index);
 int sv_queue_set_call(struct sv_plane *plane, unsigned int index, int fd);
 const char *sv_queue_broken(struct sv_plane *plane, unsigned int index);
+int sv_plane_set_limits(struct sv_plane *plane, const struct sv_limits *limits);
 void sv_plane_set_poll(struct sv_plane *plane, uint64_t limit_ns);
 size_t sv_inflight_size(unsigned int size);

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from struct import Struct
 
+from shared.virtio.features import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
+
 DEVICE_ID = 2
 
 F_SIZE_MAX = 1 << 1
@@ -22,6 +24,18 @@ SECTOR = 512
 ID_BYTES = 20
 CONFIG_SIZE = 60
 WRITEBACK_OFFSET = 32  # the one byte that a driver may write, with CONFIG_WCE
+
+# What native/blk/blk.h serves (SV_BLK_MAX_*; a test compares).
+MAX_DATA_SEGMENTS = 126
+MAX_SECTORS = 4194304  # of one discard or write-zeroes segment: 2 GiB
+MAX_SEGMENTS = 16      # of one discard or write-zeroes request
+
+# A slot of a microVM that disks come to and leave: the driver reads features once, so what is
+# on offer is the same for every image and for none (ARCHITECTURE.md, "Empty slots are served").
+SLOT_FEATURES = (F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE | F_DISCARD
+                 | F_WRITE_ZEROES | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1)
+SLOT_QUEUES = 1
+SLOT_QUEUE_SIZE = 256
 
 # capacity, size_max, seg_max, cylinders, heads, sectors, blk_size, physical_block_exp,
 # alignment_offset, min_io_size, opt_io_size, writeback, unused, num_queues,
@@ -64,3 +78,17 @@ class BlkConfig:
             self.num_queues, self.max_discard_sectors, self.max_discard_segments,
             self.discard_sector_alignment, self.max_write_zeroes_sectors,
             self.max_write_zeroes_segments, self.write_zeroes_may_unmap)
+
+
+def slot_config() -> BlkConfig:
+    """The config space of an empty slot: no capacity, and every limit that a driver reads only
+    when it probes as it will be with a disk."""
+    config = BlkConfig()
+    config.seg_max = MAX_DATA_SEGMENTS
+    config.physical_block_exp = 3
+    config.num_queues = SLOT_QUEUES
+    config.max_discard_sectors = config.max_write_zeroes_sectors = MAX_SECTORS
+    config.max_discard_segments = config.max_write_zeroes_segments = MAX_SEGMENTS
+    config.discard_sector_alignment = 8
+    config.write_zeroes_may_unmap = 1
+    return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 from native import _dataplane
 from tests.support.capabilities import require
@@ -52,7 +53,7 @@ class Plane:
         assert result >= 0, os.strerror(-result)
         return result
 
-    def setup(self, ring: GuestRing, base: int = 0) -> object:
+    def setup(self, ring: GuestRing, base: int = 0) -> Any:
         return ffi.new("struct sv_ring_setup *", {
             "size": ring.size, "desc": ring.desc, "avail": ring.avail, "used": ring.used,
             "features": ring.features, "base": base, "kick_fd": ring.kick_fd,

@@ -35,7 +35,8 @@ _TEXT_LIMIT = 2000
 
 # struct sv_blk_counters (native/blk/blk.h), one a queue. Read from untrusted memory: numbers.
 BLK_COUNTERS = ("reads", "writes", "flushes", "discards", "write_zeroes", "others", "read_bytes",
-                "written_bytes", "errors", "inline_ops", "bounced", "wakeups", "calls", "broken")
+                "written_bytes", "errors", "inline_ops", "bounced", "wakeups", "calls", "broken",
+                "throttled")
 
 
 class WorkerProcess:

@@ -27,7 +27,8 @@ MAX_QUEUES = 32
 COUNTER_BYTES = ffi.sizeof("struct sv_blk_counters")
 
 COUNTER_NAMES = ("reads", "writes", "flushes", "discards", "write_zeroes", "others", "read_bytes",
-                 "written_bytes", "errors", "inline_ops", "bounced", "wakeups", "calls", "broken")
+                 "written_bytes", "errors", "inline_ops", "bounced", "wakeups", "calls", "broken",
+                 "throttled")
 
 
 def choose_engine(aio: str) -> str:
@@ -51,15 +52,19 @@ class BlkDevice(BackendDevice):
 
     :param engine: "io_uring" or "threads".
     :param counters: writable memory of at least `queues * COUNTER_BYTES` bytes, or None.
+    :param slot: offer what every slot offers (shared/virtio/blk.py), whatever the image is: to
+        write to a read-only one is an I/O error.
     :param log: called with a line of text for what the front end can't be told.
     """
 
     def __init__(self, disk: Disk, queues: int, queue_size: int, engine: str,
-                 counters: object | None, log: Callable[[str], None]) -> None:
+                 counters: object | None, log: Callable[[str], None],
+                 slot: bool = False) -> None:
         self.queue_count = queues
         self.max_queue_size = queue_size
         self._disk = disk
         self._log = log
+        self._slot = slot
         self._features = 0
         self._writeback = True
         self._dirty = [0] * queues  # writes that the last stop of each ring has synced
@@ -81,6 +86,8 @@ class BlkDevice(BackendDevice):
 
     def features(self) -> int:
         """virtio 1.2, 5.2.3 and 6: everything that the data plane serves."""
+        if self._slot:
+            return blk.SLOT_FEATURES
         bits = (blk.F_SEG_MAX | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY
                 | blk.F_CONFIG_WCE | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1)
         if self.queue_count > 1:
@@ -103,7 +110,7 @@ class BlkDevice(BackendDevice):
         config.opt_io_size = disk.optimal_io // disk.logical_block
         config.writeback = int(self._writeback)
         config.num_queues = self.queue_count
-        if not disk.readonly:
+        if self._slot or not disk.readonly:
             config.max_discard_sectors = lib.SV_BLK_MAX_SECTORS
             config.max_discard_segments = lib.SV_BLK_MAX_SEGMENTS
             config.discard_sector_alignment = disk.physical_block // blk.SECTOR

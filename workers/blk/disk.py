@@ -38,10 +38,13 @@ class Disk:
     align: what offsets, lengths and buffers must be multiples of, 1 if the page cache stands
     between; logical_block and physical_block are what the guest is told.
 
+    :param small_blocks: tell the guest of blocks of 512 bytes whatever the image has; the data
+        plane changes parts of larger ones.
     :raises DiskError: not a regular file or block device, or not writable as asked.
     """
 
-    def __init__(self, fd: int, readonly: bool, unmap: bool, serial: str) -> None:
+    def __init__(self, fd: int, readonly: bool, unmap: bool, serial: str,
+                 small_blocks: bool = False) -> None:
         self.fd = fd
         self.readonly = readonly
         self.unmap = unmap
@@ -65,6 +68,8 @@ class Disk:
             self.align = probe_alignment(fd) if self.direct else 1
             self.logical_block = max(SECTOR, self.align)
         self.physical_block = max(self.physical_block, self.logical_block)
+        if small_blocks:
+            self.logical_block = SECTOR
         if self.size >= 1 << 62:
             raise DiskError(f"The image's size of {self.size} bytes is beyond what is served")
 

@@ -9,6 +9,7 @@ import mmap
 
 from shared.vhost_user.backend import Backend
 from shared.vhost_user.errors import ConnectionLostError
+from shared.virtio.blk import SLOT_QUEUE_SIZE, SLOT_QUEUES
 from workers.blk.device import COUNTER_BYTES, MAX_QUEUES, BlkDevice, choose_engine
 from workers.blk.disk import Disk
 from workers.errors import UsageError
@@ -32,11 +33,18 @@ def _text(options: Mapping[str, object], name: str, default: str) -> str:
     return value
 
 
+def _flag(options: Mapping[str, object], name: str) -> bool:
+    value = options.get(name, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"Option {name} of a blk worker is {value!r}", "it is true or false")
+    return value
+
+
 class Service:
     """Everything that exists before the first byte of the front end is read.
 
     :param image: descriptor of the image; stays the caller's.
-    :param options: readonly (bool), num-queues, queue-size, serial, aio, discard.
+    :param options: see README.md.
     :param counters: descriptor of a file for the counters (COUNTER_BYTES a queue), or None.
     :raises WorkerError, SharedError: an option or the image does not hold.
     """
@@ -46,11 +54,16 @@ class Service:
         self._log = log
         queues = _integer(options, "num-queues", 1, 1, MAX_QUEUES)
         queue_size = _integer(options, "queue-size", 256, 2, 1024)
-        disk = Disk(image, options.get("readonly", False) is True,
-                    _text(options, "discard", "ignore") == "unmap", _text(options, "serial", ""))
+        slot = _flag(options, "slot")
+        if slot and (queues, queue_size) != (SLOT_QUEUES, SLOT_QUEUE_SIZE):
+            raise UsageError(f"A blk worker for a slot with {queues} queues of {queue_size}",
+                             f"it has {SLOT_QUEUES} of {SLOT_QUEUE_SIZE}")
+        disk = Disk(image, _flag(options, "readonly"),
+                    _text(options, "discard", "ignore") == "unmap", _text(options, "serial", ""),
+                    small_blocks=slot)
         self.engine = choose_engine(_text(options, "aio", "auto"))
         memory = None if counters is None else mmap.mmap(counters, queues * COUNTER_BYTES)
-        self.device = BlkDevice(disk, queues, queue_size, self.engine, memory, log)
+        self.device = BlkDevice(disk, queues, queue_size, self.engine, memory, log, slot)
 
     def serve(self, fd: int) -> None:
         """Serve the front end on `fd` until it closes the connection.

@@ -1,0 +1,171 @@
+"""A blk worker behind a microVM's slot: the same features whatever the image is."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from native import _dataplane
+from shared.memory_regions import MemoryRegion
+from shared.vhost_user import messages as m
+from shared.vhost_user.frontend import Frontend
+from shared.virtio import blk
+from tests.support.blk_worker import USER_BASE
+from tests.support.capabilities import require
+from tests.support.guest_ring import (
+    DISCARD,
+    FLUSH,
+    IN,
+    IOERR,
+    OK,
+    OUT,
+    WRITE_ZEROES,
+    BlkRequest,
+    GuestMemory,
+    GuestRing,
+    ranges,
+)
+from workers.blk.service import Service
+from workers.errors import UsageError
+
+pytestmark = pytest.mark.worker
+
+SIZE = 1 << 20
+
+
+class Slot:
+    """A worker's service on a thread, a front end before it."""
+
+    def __init__(self, path: Path, direct: bool = False, **options: object) -> None:
+        readonly = options.get("readonly", False)
+        flags = os.O_RDONLY if readonly else os.O_RDWR
+        self.image = os.open(path, flags | (os.O_DIRECT if direct else 0))
+        self.service = Service(self.image, {"slot": True, **options}, None, print)
+        ours, theirs = socket.socketpair()
+        self.thread = threading.Thread(target=self.service.serve, args=(theirs.detach(),))
+        self.thread.start()
+        self.frontend = Frontend(ours.detach(), "the worker", limit=10.0)
+        self.frontend.handshake()
+        self.features = self.frontend.features & ~m.F_PROTOCOL_FEATURES
+        self.memory = GuestMemory()
+        self.frontend.set_features(self.frontend.features)
+        region = MemoryRegion(self.memory.base, self.memory.size, USER_BASE, 0)
+        self.frontend.set_mem_table([region], [self.memory.fd])
+        self.ring = GuestRing(self.memory, 256, self.features)
+        self._start()
+
+    def _start(self) -> None:
+        front, ring = self.frontend, self.ring
+        front.set_vring_num(0, ring.size)
+        front.set_vring_base(0, 0)
+        front.set_vring_addr(0, *(address - self.memory.base + USER_BASE
+                                  for address in (ring.desc, ring.avail, ring.used)))
+        front.set_vring_call(0, ring.call_fd)
+        front.set_vring_kick(0, ring.kick_fd)
+        front.set_vring_enable(0, True)
+        front.finish()
+
+    def request(self, type_: int, sector: int = 0, data: bytes = b"", room: int = 0) -> BlkRequest:
+        request = BlkRequest(self.memory, type_, sector, data, room)
+        self.ring.add(request.buffers)
+        self.ring.publish()
+        self.ring.wait_used(1)
+        return request
+
+    def close(self) -> None:
+        self.frontend.close()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        self.service.close()
+        self.ring.close()
+        self.memory.close()
+        os.close(self.image)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(random.Random(1).randbytes(SIZE))
+    return path
+
+
+@pytest.fixture
+def loop_4k(image: Path) -> Iterator[Path]:
+    require("root")
+    found = subprocess.run(["losetup", "-f", "--show", "-b", "4096", str(image)],
+                           capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip(f"no loop device to be had: {found.stderr.strip()}")
+    yield Path(found.stdout.strip())
+    subprocess.run(["losetup", "-d", found.stdout.strip()], check=True)
+
+
+def test_limits_are_those_of_the_data_plane() -> None:
+    lib = _dataplane.lib
+    assert blk.MAX_DATA_SEGMENTS == lib.SV_BLK_MAX_DATA_SEGMENTS
+    assert blk.MAX_SECTORS == lib.SV_BLK_MAX_SECTORS
+    assert blk.MAX_SEGMENTS == lib.SV_BLK_MAX_SEGMENTS
+
+
+def test_a_driver_reads_the_same_from_an_empty_slot_and_a_full_one(image: Path) -> None:
+    slot = Slot(image)
+    config = slot.frontend.get_config(0, 60)
+    slot.close()
+    empty = bytearray(blk.slot_config().encode())
+    assert int.from_bytes(config[:8], "little") == SIZE // 512
+    assert int.from_bytes(empty[:8], "little") == 0
+    empty[:8] = config[:8]
+    # What an image may change: hints on sizes, and whether zeroing gives space back.
+    for start, end in ((24, 32), (44, 48), (56, 57)):
+        empty[start:end] = config[start:end]
+    assert config == bytes(empty)
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_features_do_not_depend_on_the_image(image: Path, readonly: bool) -> None:
+    slot = Slot(image, readonly=readonly)
+    assert slot.features == blk.SLOT_FEATURES
+    assert not slot.features & (blk.F_RO | blk.F_MQ)
+    slot.close()
+
+
+def test_writes_to_a_read_only_image_are_io_errors(image: Path) -> None:
+    before = image.read_bytes()
+    slot = Slot(image, readonly=True)
+    assert slot.request(OUT, 0, bytes(512)).status == IOERR
+    assert slot.request(WRITE_ZEROES, data=ranges((0, 8, 0))).status == IOERR
+    assert slot.request(DISCARD, data=ranges((0, 8, 0))).status == IOERR
+    assert slot.request(FLUSH).status == OK
+    assert slot.request(IN, 3, room=1024).data == before[3 * 512:5 * 512]
+    slot.close()
+    assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("aio", ["io_uring", "threads"])
+def test_blocks_of_4_kib_behind_sectors_of_512(loop_4k: Path, aio: str) -> None:
+    if aio == "io_uring":
+        require("io_uring")
+    slot = Slot(loop_4k, direct=True, aio=aio)
+    config = slot.frontend.get_config(0, 60)
+    assert int.from_bytes(config[20:24], "little") == 512
+    assert config[24] == 3  # 4 KiB physical blocks
+    assert slot.request(OUT, 3, b"a" * 512).status == OK
+    assert slot.request(OUT, 4, b"b" * 1024).status == OK
+    assert slot.request(OUT, 15, b"c" * 4096).status == OK
+    assert slot.request(IN, 3, room=1536).data == b"a" * 512 + b"b" * 1024
+    assert slot.request(IN, 15, room=4096).data == b"c" * 4096
+    slot.close()
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("num-queues", 2), ("queue-size", 128), ("slot", 1), ("slot", "on"), ("readonly", "yes")])
+def test_wrong_options_are_refused(image: Path, name: str, value: object) -> None:
+    with open(image, "rb+") as file, pytest.raises(UsageError, match=r"slot|readonly"):
+        Service(file.fileno(), {"slot": True, name: value}, None, print)
