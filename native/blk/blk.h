@@ -23,6 +23,8 @@ struct sv_disk {
 	bool direct;           // fd was opened with O_DIRECT
 	bool block_device;
 	bool unmap;            // discard gives space back; else it is accepted and ignored
+	bool detect_zeroes;    // a write of zeroes becomes a write-zeroes request...
+	bool detect_unmap;     // ... that may give space back
 	bool writeback;        // else each write is durable before it completes
 	bool no_nowait;        // the file system knows no RWF_NOWAIT
 	bool no_zero_range;    // ... no FALLOC_FL_ZERO_RANGE

@@ -395,6 +395,10 @@ void sv_blk_start(struct sv_blk_request *request, bool lonely)
 			sv_blk_end(request, VIRTIO_BLK_S_OK);
 			break;
 		}
+		if (disk->detect_zeroes && sv_blk_is_zero(request->data, request->data_count)) {
+			sv_blk_start_zeroing(request);
+			break;
+		}
 		request->durable = !__atomic_load_n(&disk->writeback, __ATOMIC_ACQUIRE);
 		sv_blk_start_write(request);
 		sv_blk_issue(request, lonely);

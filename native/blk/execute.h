@@ -27,6 +27,13 @@ void sv_blk_end(struct sv_blk_request *request, uint8_t status);
 // Start the next range of a DISCARD or WRITE_ZEROES, or end.
 void sv_blk_next_segment(struct sv_blk_request *request);
 
+// Whether all bytes of these buffers are zero now. The driver may change them while we look:
+// then either answer is right.
+bool sv_blk_is_zero(const struct iovec *iov, uint32_t count);
+
+// Do a WRITE of nothing but zeroes as a WRITE_ZEROES of the same range.
+void sv_blk_start_zeroing(struct sv_blk_request *request);
+
 // What fallocate or BLKDISCARD said of the range under way.
 void sv_blk_segment_done(struct sv_blk_request *request, int result);
 

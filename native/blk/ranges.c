@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 
 #include <linux/falloc.h>
 #include <linux/virtio_blk.h>
@@ -68,6 +69,44 @@ void sv_blk_next_segment(struct sv_blk_request *request)
 		return;
 	}
 	sv_blk_submit(request);
+}
+
+static bool is_zero(const uint8_t *at, uint64_t bytes)
+{
+	uint64_t some = 0;
+
+	// Most data that isn't zero shows that early; then compared with itself, shifted.
+	for (uint64_t i = 0; i < MIN(bytes, 16); i++)
+		some |= at[i];
+	return !some && (bytes <= 16 || !memcmp(at, at + 16, bytes - 16));
+}
+
+bool sv_blk_is_zero(const struct iovec *iov, uint32_t count)
+{
+	// The last bytes first: what starts with zeroes seldom ends with them.
+	for (uint32_t i = count; i--;) {
+		const uint8_t *at = iov[i].iov_base;
+		uint64_t tail = MIN(iov[i].iov_len, 16);
+
+		if (!is_zero(at + iov[i].iov_len - tail, tail) || !is_zero(at, iov[i].iov_len))
+			return false;
+	}
+	return true;
+}
+
+void sv_blk_start_zeroing(struct sv_blk_request *request)
+{
+	struct sv_blk_segment *segment = sv_blk_segments(request);
+
+	// In the place of the list of buffers, which nobody needs any more.
+	*segment = (struct sv_blk_segment){
+		.offset = request->offset,
+		.length = request->left,
+		.unmap = request->queue->disk->detect_unmap,
+	};
+	request->segment_next = 0;
+	request->segment_count = 1;
+	sv_blk_next_segment(request);
 }
 
 static bool not_supported(int result)

@@ -13,6 +13,8 @@ struct sv_disk {
 	bool direct;
 	bool block_device;
 	bool unmap;
+	bool detect_zeroes;
+	bool detect_unmap;
 	bool writeback;
 	bool no_zero_range;
 	uint64_t size;

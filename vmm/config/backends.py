@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared import throttling
 from shared.unix_socket import PATH_LIMIT as SOCKET_PATH_LIMIT
 from vmm.config.model import ChardevConfig, DriveConfig, MonitorConfig
 from vmm.config.options import SubOptions
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from vmm.config.model import VmConfig
 
 MAX_IOTHREADS = 8
-MAX_IOPS = 1_000_000
 SERIAL_CHARDEV = "serial_chardev"
 
 _AIO = {"native": "native", "io_uring": "io_uring", "iouring": "io_uring", "threads": "threads",
@@ -40,14 +40,24 @@ def parse_drive(config: VmConfig, text: str) -> None:
     drive.format = options.take_choice("format", ("raw", "qcow2"), "raw")
     if drive.format == "qcow2":
         raise options.error("qcow2 images are not supported", "convert it: qemu-img convert -O raw")
-    if "throttling.iops-total" in options.values:
-        options.take_int("throttling.iops-total", 0, MAX_IOPS)
-        raise options.error("throttling is not supported yet", "remove throttling.iops-total")
+    drive.throttling = _read_throttling(options)
     options.ignore("l2-cache-size", "refcount-cache-size", "unit")
     options.finish()
     if drive.id in config.drives:
         raise options.error(f"Drive {drive.id} has been added", "give each drive an id of its own")
     config.drives[drive.id] = drive
+
+
+def _read_throttling(options: SubOptions) -> dict[str, int]:
+    limits: dict[str, int] = {}
+    for name in throttling.OPTIONS:
+        value = options.take_int(f"throttling.{name}", 0, throttling.largest(name), 0)
+        if value:
+            limits[name] = value
+    complaint = throttling.complaint(limits)
+    if complaint:
+        raise options.error(complaint, "correct it, or leave it away")
+    return limits
 
 
 def parse_chardev(config: VmConfig, text: str) -> None:

@@ -72,11 +72,11 @@ class DriveConfig:
 
     aio is "auto" (io_uring where the host allows it, else threads), "io_uring", "threads",
     "native" (served as io_uring/threads) or "off".  discard is "ignore" or "unmap";
-    detect_zeroes "off", "on" or "unmap".
+    detect_zeroes "off", "on" or "unmap"; throttling holds limits by name (shared/throttling.py).
     """
 
     __slots__ = ("aio", "detect_zeroes", "direct", "discard", "file", "format", "id",
-                 "iops_total", "readonly")
+                 "readonly", "throttling")
 
     def __init__(self, id: str, file: str) -> None:
         self.id = id
@@ -87,7 +87,7 @@ class DriveConfig:
         self.discard = "ignore"
         self.detect_zeroes = "off"
         self.format = "raw"
-        self.iops_total = 0
+        self.throttling: dict[str, int] = {}
 
 
 class ChardevConfig:

@@ -115,6 +115,7 @@ class MicroVmBuilder:
         options: dict[str, object] = {
             "readonly": drive.readonly, "direct": drive.direct, "aio": drive.aio,
             "discard": drive.discard, "detect-zeroes": drive.detect_zeroes,
+            "throttling": drive.throttling,
             "serial": device.options.get("serial", ""),
             "num-queues": int(device.options.get("num-queues", "1"), 0),
             "queue-size": int(device.options.get("queue-size", "256"), 0),

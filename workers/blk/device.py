@@ -7,6 +7,7 @@ import os
 
 from native import _dataplane
 from shared.errors import SharedError, SystemCallError, check
+from shared.throttling import BURST, LIMITS
 from shared.vhost_user import messages as m
 from shared.vhost_user.backend import BackendDevice
 from shared.virtio import blk
@@ -15,7 +16,7 @@ from workers.errors import DiskError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from shared.memory_regions import MemoryRegion
     from shared.vhost_user.backend import Ring
@@ -256,7 +257,15 @@ class BlkDevice(BackendDevice):
         self._features = 0
         self._set_writeback(True)
 
-    # ---- own -------------------------------------------------------------------------------
+    # ---- own: what the guest doesn't ask for -----------------------------------------------
+
+    def set_limits(self, limits: Mapping[str, int]) -> None:
+        """Limits by the names of shared/throttling.py, for all queues together, at once."""
+        native = ffi.new("struct sv_limits *")
+        for i, name in enumerate(LIMITS):
+            native.rate[i] = limits.get(name, 0)
+            native.burst[i] = limits.get(name + BURST, 0)
+        check(lib.sv_plane_set_limits(self._plane, native), "Can't set limits")
 
     def counters(self) -> list[dict[str, int]]:
         """The counters of each queue, by COUNTER_NAMES."""

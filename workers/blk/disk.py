@@ -40,15 +40,18 @@ class Disk:
 
     :param small_blocks: tell the guest of blocks of 512 bytes whatever the image has; the data
         plane changes parts of larger ones.
+    :param detect_zeroes: "off", "on" (a write of zeroes becomes a write-zeroes request) or
+        "unmap" (that gives space back, if `unmap` allows it at all: as StratoVirt).
     :raises DiskError: not a regular file or block device, or not writable as asked.
     """
 
     def __init__(self, fd: int, readonly: bool, unmap: bool, serial: str,
-                 small_blocks: bool = False) -> None:
+                 small_blocks: bool = False, detect_zeroes: str = "off") -> None:
         self.fd = fd
         self.readonly = readonly
         self.unmap = unmap
         self.serial = serial
+        self.detect_zeroes = detect_zeroes
         status = os.fstat(fd)
         self.block_device = stat.S_ISBLK(status.st_mode)
         if not self.block_device and not stat.S_ISREG(status.st_mode):
@@ -98,6 +101,8 @@ class Disk:
         disk.direct = self.direct
         disk.block_device = self.block_device
         disk.unmap = self.unmap
+        disk.detect_zeroes = self.detect_zeroes != "off"
+        disk.detect_unmap = self.detect_zeroes == "unmap" and self.unmap
         disk.writeback = True
         disk.size = self.size
         disk.capacity = self.capacity

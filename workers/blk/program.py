@@ -11,6 +11,7 @@ import json
 import os
 import sys
 
+from shared import throttling
 from workers.errors import UsageError
 
 TYPE_CHECKING = False
@@ -35,6 +36,9 @@ Serves one disk image to one vhost-user front end, then ends.
   --direct=on|off      by-pass the page cache (off)
   --aio=KIND           auto, io_uring or threads (auto)
   --discard=KIND       ignore or unmap (ignore)
+  --detect-zeroes=KIND off, on (zeroes are not written but made) or unmap (off)
+  --throttling.NAME=N  limits a second: iops-total, iops-read, iops-write, bps-total, bps-read,
+                       bps-write; NAME-max is how much may come at once after a pause
   --print-capabilities print what is supported as JSON
   --help               print this
 """
@@ -54,6 +58,8 @@ class Options:
         self.direct = False
         self.aio = "auto"
         self.discard = "ignore"
+        self.detect_zeroes = "off"
+        self.throttling: dict[str, int] = {}
         self.action = "serve"
 
 
@@ -93,6 +99,11 @@ def _set(options: Options, name: str, value: str) -> None:
             options.aio = _choice(name, value, ("auto", "io_uring", "threads"))
         case "discard":
             options.discard = _choice(name, value, ("ignore", "unmap"))
+        case "detect-zeroes":
+            options.detect_zeroes = _choice(name, value, ("off", "on", "unmap"))
+        case _ if name.removeprefix("throttling.") in throttling.OPTIONS:
+            limit = name.removeprefix("throttling.")
+            options.throttling[limit] = _number(name, value, 0, throttling.largest(limit))
         case _:
             raise UsageError(f"--{name}: unknown option", "--help lists all")
 
@@ -197,7 +208,8 @@ def _serve(options: Options) -> int:
     service = Service(image, {
         "readonly": options.read_only, "num-queues": options.num_queues,
         "queue-size": options.queue_size, "serial": options.serial, "aio": options.aio,
-        "discard": options.discard}, None, log)
+        "discard": options.discard, "detect-zeroes": options.detect_zeroes,
+        "throttling": options.throttling}, None, log)
     confine("sv-blk")
     try:
         service.serve(fd)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 
+from shared import throttling
 from shared.vhost_user.backend import Backend
 from shared.vhost_user.errors import ConnectionLostError
 from shared.virtio.blk import SLOT_QUEUE_SIZE, SLOT_QUEUES
@@ -16,7 +17,7 @@ from workers.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 
 def _integer(options: Mapping[str, object], name: str, default: int, low: int, high: int) -> int:
@@ -26,8 +27,12 @@ def _integer(options: Mapping[str, object], name: str, default: int, low: int, h
     return value
 
 
-def _text(options: Mapping[str, object], name: str, default: str) -> str:
+def _text(options: Mapping[str, object], name: str, default: str,
+          choices: Sequence[str] = ()) -> str:
     value = options.get(name, default)
+    if choices and value not in choices:
+        raise UsageError(f"Option {name} of a blk worker is {value!r}",
+                         f"use one of: {', '.join(choices)}")
     if not isinstance(value, str):
         raise UsageError(f"Option {name} of a blk worker is {value!r}", "it must be text")
     return value
@@ -38,6 +43,18 @@ def _flag(options: Mapping[str, object], name: str) -> bool:
     if not isinstance(value, bool):
         raise UsageError(f"Option {name} of a blk worker is {value!r}", "it is true or false")
     return value
+
+
+def _limits(options: Mapping[str, object]) -> dict[str, int]:
+    value = options.get("throttling", {})
+    if not isinstance(value, dict) or not set(value) <= set(throttling.OPTIONS):
+        raise UsageError(f"Option throttling of a blk worker is {value!r}",
+                         f"a map with {', '.join(throttling.OPTIONS)}")
+    limits = {name: _integer(value, name, 0, 0, throttling.largest(name)) for name in value}
+    complaint = throttling.complaint(limits)
+    if complaint:
+        raise UsageError(f"A blk worker's limits: {complaint}")
+    return limits
 
 
 class Service:
@@ -59,11 +76,13 @@ class Service:
             raise UsageError(f"A blk worker for a slot with {queues} queues of {queue_size}",
                              f"it has {SLOT_QUEUES} of {SLOT_QUEUE_SIZE}")
         disk = Disk(image, _flag(options, "readonly"),
-                    _text(options, "discard", "ignore") == "unmap", _text(options, "serial", ""),
-                    small_blocks=slot)
+                    _text(options, "discard", "ignore", ("ignore", "unmap")) == "unmap",
+                    _text(options, "serial", ""), small_blocks=slot,
+                    detect_zeroes=_text(options, "detect-zeroes", "off", ("off", "on", "unmap")))
         self.engine = choose_engine(_text(options, "aio", "auto"))
         memory = None if counters is None else mmap.mmap(counters, queues * COUNTER_BYTES)
         self.device = BlkDevice(disk, queues, queue_size, self.engine, memory, log, slot)
+        self.device.set_limits(_limits(options))
 
     def serve(self, fd: int) -> None:
         """Serve the front end on `fd` until it closes the connection.

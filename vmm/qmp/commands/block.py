@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from shared.throttling import BURST
 from vmm.qmp.commands.workers import totals
 from vmm.qmp.registry import Argument, Command
 
@@ -18,6 +19,9 @@ _COUNTERS = {
     "rd_bytes": "read_bytes", "wr_bytes": "written_bytes", "rd_operations": "reads",
     "wr_operations": "writes", "flush_operations": "flushes", "unmap_operations": "discards",
 }
+# QMP's name of a limit, and the command line's.
+_LIMITS = {"bps": "bps-total", "bps_rd": "bps-read", "bps_wr": "bps-write",
+           "iops": "iops-total", "iops_rd": "iops-read", "iops_wr": "iops-write"}
 # What QEMU counts and we don't: its clients want the members all the same.
 _UNCOUNTED = (
     "unmap_bytes", "rd_total_time_ns", "wr_total_time_ns", "flush_total_time_ns",
@@ -31,8 +35,10 @@ _UNCOUNTED = (
 def _inserted(name: str, node: BlockNode) -> dict[str, object]:
     drive, image = node.config, node.image
     driver = "host_device" if image.is_block_device else "file"
-    limits = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
-    limits["iops"] = drive.iops_total
+    limits = {name: drive.throttling.get(option, 0) for name, option in _LIMITS.items()}
+    # QEMU leaves out what is not set.
+    limits.update({f"{name}_max": drive.throttling[option + BURST]
+                   for name, option in _LIMITS.items() if option + BURST in drive.throttling})
     return {
         "file": drive.file, "node-name": name, "ro": drive.readonly, "drv": drive.format,
         "backing_file_depth": 0, "encrypted": False, "detect_zeroes": drive.detect_zeroes,
@@ -88,7 +94,8 @@ TYPES: dict[str, dict[str, str] | tuple[str, ...]] = {
         "file": "str", "node-name?": "str", "ro": "bool", "drv": "str",
         "backing_file_depth": "int", "encrypted": "bool",
         "detect_zeroes": "BlockdevDetectZeroesOptions", "bps": "int", "bps_rd": "int",
-        "bps_wr": "int", "iops": "int", "iops_rd": "int", "iops_wr": "int", "image": "ImageInfo",
+        "bps_wr": "int", "iops": "int", "iops_rd": "int", "iops_wr": "int",
+        **{f"{name}_max?": "int" for name in _LIMITS}, "image": "ImageInfo",
         "cache": "BlockdevCacheInfo", "write_threshold": "int", "driver?": "str"},
     "BlockdevDetectZeroesOptions": ("off", "on", "unmap"),
     "ImageInfo": {"filename": "str", "format": "str", "virtual-size": "int",
