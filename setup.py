@@ -24,7 +24,7 @@ class BuildWithLauncher(build_py):
 
 setup(
     cffi_modules=["native/build.py:ffi_core", "native/build.py:ffi_dataplane",
-                  "native/build.py:ffi_sandbox"],
+                  "native/build.py:ffi_net", "native/build.py:ffi_sandbox"],
     cmdclass={"build_py": BuildWithLauncher},
     data_files=[("bin", [str(LAUNCHER)])],
 )

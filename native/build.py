@@ -8,6 +8,7 @@ split by who may link them: a worker can't even link KVM code.
 
     _core       vmm/ only: KVM run loop, UART, guest memory
     _dataplane  workers: virtqueues, io_uring, block requests
+    _net        the net worker: frames between virtqueues and a tap
     _sandbox    everyone: clone, pidfd, prctl, close_range, later the sandbox's stages
 
 `--sanitize` builds with ASAN and UBSAN (run with LD_PRELOAD of libasan, see ./dev test).
@@ -39,6 +40,7 @@ class Module(NamedTuple):
 MODULES = {
     "core": Module(("core",), ()),
     "dataplane": Module(("dataplane", "virtq", "uring", "blk"), ("uring",)),
+    "net": Module(("net", "virtq"), ()),
     "sandbox": Module(("sandbox",), ("seccomp",)),
 }
 
@@ -75,6 +77,11 @@ def ffi_core() -> FFI:
 def ffi_dataplane() -> FFI:
     """For setuptools: the workers' data plane."""
     return builder("dataplane")
+
+
+def ffi_net() -> FFI:
+    """For setuptools: the net worker's data plane."""
+    return builder("net")
 
 
 def ffi_sandbox() -> FFI:

@@ -255,6 +255,17 @@ int sv_virtq_pop(struct sv_virtq *vq, struct sv_chain *chain)
 	return 1;
 }
 
+void sv_virtq_unpop(struct sv_virtq *vq, uint16_t head)
+{
+	vq->busy[head / 64] &= ~(1ull << (head % 64));
+	vq->last_avail--;
+}
+
+void sv_virtq_break(struct sv_virtq *vq, const char *reason)
+{
+	broken(vq, reason);
+}
+
 void sv_virtq_push(struct sv_virtq *vq, uint16_t head, uint32_t written)
 {
 	struct vring_used_elem *elem = &vq->used->ring[vq->used_idx & (vq->size - 1)];

@@ -71,6 +71,13 @@ unsigned int sv_virtq_pending(struct sv_virtq *vq);
 // Take the next chain. 1: taken; 0: none; -EBADMSG: the queue is broken now.
 int sv_virtq_pop(struct sv_virtq *vq, struct sv_chain *chain);
 
+// Take the last pop back: the chain is available again. Only without in-flight tracking, and
+// in the reverse order of the pops, with no push of a later chain between.
+void sv_virtq_unpop(struct sv_virtq *vq, uint16_t head);
+
+// The driver did what only this kind of device knows to be wrong. `reason`: static text.
+void sv_virtq_break(struct sv_virtq *vq, const char *reason);
+
 // Give a chain back with `written` bytes written; the driver sees it after publish.
 void sv_virtq_push(struct sv_virtq *vq, uint16_t head, uint32_t written);
 void sv_virtq_publish(struct sv_virtq *vq);

@@ -206,7 +206,7 @@ class Backend:
         return m.encode_u64(self.status), ()
 
     def _get_queue_num(self, message: Message) -> _Reply:
-        return m.encode_u64(self.device.queue_count), ()
+        return m.encode_u64(self.device.announced_queues or self.device.queue_count), ()
 
     def _set_backend_req_fd(self, message: Message) -> None:
         fd = message.take_fds()[0]

@@ -103,6 +103,7 @@ class BackendDevice:
     """
 
     queue_count: int = 1          # rings 0 .. queue_count - 1 exist
+    announced_queues: int = 0     # what GET_QUEUE_NUM says; 0: queue_count (a NIC: queue pairs)
     max_queue_size: int = 1024    # largest ring accepted
     protocol_features: int = SERVED_FEATURES
 

@@ -1,0 +1,133 @@
+// Between the files of native/net only.
+#pragma once
+
+#include <pthread.h>
+#include <sys/uio.h>
+
+#include "net/net.h"
+
+// A frame with its header is at most this long: 64 KiB of a GSO frame, its Ethernet header and
+// a VLAN tag. What doesn't fit the guest's buffers at once goes through a bounce buffer.
+#define SV_NET_FRAME_MAX (SV_NET_HEADER + 65536 + 18)
+// Buffers of the guest that one readv fills directly.
+#define SV_NET_IOVS 256
+#define SV_NET_MAC_ENTRIES 64
+#define SV_NET_BATCH 64 // frames between two looks at everything else
+
+// Which frames the guest wants (virtio 1.2, 5.1.6.5). Threads work on copies: the control
+// queue changes the original under `lock` and raises `version`.
+struct sv_net_filter {
+	uint8_t mac[SV_NET_MAC_BYTES];
+	// Not bool: they come back from memory that a predecessor wrote.
+	uint8_t promiscuous, all_multicast, all_unicast;
+	uint8_t no_multicast, no_unicast, no_broadcast;
+	uint8_t unicast_overflow, multicast_overflow;
+	unsigned int unicast_count, multicast_count;
+	uint8_t unicast[SV_NET_MAC_ENTRIES][SV_NET_MAC_BYTES];
+	uint8_t multicast[SV_NET_MAC_ENTRIES][SV_NET_MAC_BYTES];
+	uint64_t vlans[4096 / 64];
+};
+
+// Each frame moves the times on by what it costs at the rate; while one lies further in the
+// future than a burst allows, nothing passes.
+struct sv_net_bucket {
+	pthread_mutex_t lock;
+	struct sv_net_limits rate;
+	uint64_t packets_until, bytes_until; // ns, monotonic
+};
+
+// A chain of the receive queue that waits for a frame.
+struct sv_net_held {
+	uint16_t head;
+	uint16_t iov_count;
+	uint64_t bytes;
+};
+
+enum sv_net_kind { SV_NET_RECEIVE, SV_NET_TRANSMIT, SV_NET_CONTROL };
+
+struct sv_net_queue {
+	struct sv_net *net;
+	struct sv_virtq vq;
+	struct sv_net_counters *counters;
+	enum sv_net_kind kind;
+	int tap;
+	pthread_t thread;
+	bool running;       // control thread's
+	bool stop;          // atomic: control thread asks, queue's thread obeys
+	bool has_call;      // atomic
+	bool tap_empty;     // receiving: it had nothing more
+	bool chain_waits;   // transmitting: the tap did not take `chain` yet
+	bool call_due;
+	uint64_t features;   // of this run
+	int wake_fd, kick_fd, call_fd, err_fd;
+	uint64_t wait_until; // ns: the limit lets nothing through before; 0: it does
+	struct sv_chain chain;
+	// Receiving only.
+	struct sv_net_filter filter;
+	uint64_t filter_version;
+	uint32_t expected;   // bytes that a frame usually needs
+	unsigned int held_count, held_iovs;
+	uint64_t held_bytes;
+	struct sv_net_held held[SV_NET_IOVS];
+	struct iovec iov[SV_NET_IOVS + 1]; // of the chains held, then the bounce buffer
+	uint8_t *bounce;
+};
+
+// Two copies: a command that was cut off by the worker's end leaves the older one valid.
+struct sv_net_state {
+	uint64_t generation; // the current copy is that of its lowest bit; 0: none yet
+	struct sv_net_settings {
+		struct sv_net_filter filter;
+		uint64_t offloads; // features of the guest's side that the tap may use now
+		uint32_t pairs;    // that receive
+	} copies[2];
+};
+
+struct sv_net {
+	struct sv_memory memory;
+	uint64_t features;
+	uint8_t mac[SV_NET_MAC_BYTES];
+	pthread_mutex_t lock;    // of settings
+	struct sv_net_settings settings;
+	bool resumed;            // the settings are those of a predecessor
+	struct sv_net_state *state;
+	uint64_t filter_version; // atomic
+	struct sv_net_bucket buckets[2]; // receive, transmit
+	unsigned int pairs, count, max_size;
+	struct sv_net_queue queues[];
+};
+
+// filter.c
+void sv_net_filter_reset(struct sv_net_filter *filter, const uint8_t *mac);
+// Whether the guest wants the frame that begins with these bytes (at least 18, or all).
+bool sv_net_filter_wants(const struct sv_net_filter *filter, uint64_t features,
+			 const uint8_t *frame, size_t len);
+
+// limit.c
+void sv_net_bucket_init(struct sv_net_bucket *bucket, const struct sv_net_limits *rate);
+// Nanoseconds (monotonic) until which nothing may pass; 0: something may now.
+uint64_t sv_net_bucket_wait(struct sv_net_bucket *bucket);
+void sv_net_bucket_take(struct sv_net_bucket *bucket, uint64_t bytes);
+
+// queue.c
+int sv_net_queue_init(struct sv_net_queue *queue);
+void sv_net_queue_deinit(struct sv_net_queue *queue);
+int sv_net_queue_run(struct sv_net_queue *queue, const struct sv_net_ring *ring);
+int sv_net_queue_end(struct sv_net_queue *queue);
+int sv_net_queue_change_call(struct sv_net_queue *queue, int fd);
+
+// One batch of each kind. True: call again at once; false: nothing to do until a wake-up.
+bool sv_net_receive(struct sv_net_queue *queue);
+bool sv_net_transmit(struct sv_net_queue *queue);
+bool sv_net_control(struct sv_net_queue *queue);
+// The chains that wait for frames are available again.
+void sv_net_release_held(struct sv_net_queue *queue);
+
+// settings.c. All under net->lock.
+// A predecessor's settings, if there are any that make sense. True: there are.
+bool sv_net_load(struct sv_net *net);
+void sv_net_save(struct sv_net *net);
+// Tell the tap what frames the guest takes whole.
+int sv_net_apply_offloads(struct sv_net *net, uint64_t offloads);
+// Let this many queue pairs receive.
+int sv_net_apply_pairs(struct sv_net *net, unsigned int pairs);

@@ -1,0 +1,231 @@
+// A queue's thread: serve a batch, tell the driver, sleep until there is more.
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "include/clock.h"
+#include "net/internal.h"
+
+#define STACK_SIZE (256 * 1024)
+#define NO_KICK_NS 1000000 // how often a ring without kick descriptor is looked at
+#define SECOND 1000000000ull
+
+static void call_driver(struct sv_net_queue *queue)
+{
+	sv_virtq_publish(&queue->vq);
+	queue->call_due = false;
+	if (!sv_virtq_wants_call(&queue->vq) ||
+	    !__atomic_load_n(&queue->has_call, __ATOMIC_ACQUIRE))
+		return;
+	queue->counters->calls++;
+	eventfd_write(queue->call_fd, 1);
+}
+
+static void report_broken(struct sv_net_queue *queue)
+{
+	if (queue->counters->broken)
+		return;
+	// After the reason, which the control thread reads once it sees this.
+	__atomic_store_n(&queue->counters->broken, 1, __ATOMIC_RELEASE);
+	if (queue->err_fd >= 0)
+		eventfd_write(queue->err_fd, 1);
+}
+
+static bool serve_batch(struct sv_net_queue *queue)
+{
+	switch (queue->kind) {
+	case SV_NET_RECEIVE: return sv_net_receive(queue);
+	case SV_NET_TRANSMIT: return sv_net_transmit(queue);
+	default: return sv_net_control(queue);
+	}
+}
+
+// What the tap must be able to do before it is worth looking again; 0: nothing.
+static short awaited(const struct sv_net_queue *queue)
+{
+	if (queue->vq.broken || queue->wait_until)
+		return 0;
+	if (queue->kind == SV_NET_TRANSMIT)
+		return queue->chain_waits ? POLLOUT : 0;
+	// Without buffers the frames stay with the tap.
+	return queue->kind == SV_NET_RECEIVE && queue->tap_empty ? POLLIN : 0;
+}
+
+static bool needs_kick(const struct sv_net_queue *queue)
+{
+	if (queue->wait_until || queue->chain_waits)
+		return false;
+	return queue->kind != SV_NET_RECEIVE || !queue->tap_empty;
+}
+
+static void sleep_until_work(struct sv_net_queue *queue)
+{
+	struct pollfd fds[3] = {{queue->wake_fd, POLLIN, 0}, {-1, POLLIN, 0},
+				{queue->tap, awaited(queue), 0}};
+	struct timespec limit = {0, 0};
+	bool timed = false;
+	eventfd_t value;
+
+	if (!queue->vq.broken && needs_kick(queue)) {
+		if (sv_virtq_enable_kicks(&queue->vq))
+			return;
+		if (queue->vq.broken)
+			return; // found by looking: reported first
+		fds[1].fd = queue->kick_fd;
+		timed = queue->kick_fd < 0;
+		limit.tv_nsec = NO_KICK_NS;
+	}
+	if (queue->wait_until) {
+		uint64_t now = sv_now_ns();
+		uint64_t wait = queue->wait_until > now ? queue->wait_until - now : 0;
+
+		timed = true;
+		limit.tv_sec = (time_t)(wait / SECOND);
+		limit.tv_nsec = (long)(wait % SECOND);
+	}
+	// An error of the tap (POLLERR is always reported) must not make this loop spin.
+	if (!fds[2].events)
+		fds[2].fd = -1;
+	ppoll(fds, 3, timed ? &limit : NULL, NULL);
+	sv_virtq_disable_kicks(&queue->vq);
+	queue->counters->wakeups++;
+	if (fds[1].revents)
+		eventfd_read(queue->kick_fd, &value);
+	if (fds[2].revents & (POLLERR | POLLNVAL | POLLHUP) && !(fds[2].revents & fds[2].events)) {
+		// The interface is gone for good.
+		queue->tap = -1;
+	}
+}
+
+static void *serve(void *argument)
+{
+	struct sv_net_queue *queue = argument;
+
+	sv_virtq_disable_kicks(&queue->vq);
+	while (!__atomic_load_n(&queue->stop, __ATOMIC_ACQUIRE)) {
+		bool more = !queue->vq.broken && serve_batch(queue);
+
+		if (queue->call_due)
+			call_driver(queue);
+		if (queue->vq.broken)
+			report_broken(queue);
+		if (!more)
+			sleep_until_work(queue);
+	}
+	return NULL;
+}
+
+int sv_net_queue_init(struct sv_net_queue *queue)
+{
+	queue->kick_fd = -1;
+	queue->err_fd = -1;
+	queue->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	queue->call_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (queue->kind == SV_NET_RECEIVE)
+		queue->bounce = malloc(SV_NET_FRAME_MAX);
+	if (queue->wake_fd < 0 || queue->call_fd < 0 ||
+	    (queue->kind == SV_NET_RECEIVE && !queue->bounce)) {
+		sv_net_queue_deinit(queue);
+		return queue->bounce ? -EMFILE : -ENOMEM;
+	}
+	return 0;
+}
+
+void sv_net_queue_deinit(struct sv_net_queue *queue)
+{
+	if (queue->wake_fd >= 0)
+		close(queue->wake_fd);
+	if (queue->call_fd >= 0)
+		close(queue->call_fd);
+	free(queue->bounce);
+}
+
+int sv_net_queue_change_call(struct sv_net_queue *queue, int fd)
+{
+	if (fd < 0) {
+		__atomic_store_n(&queue->has_call, false, __ATOMIC_RELEASE);
+		return 0;
+	}
+	// The queue's thread may be about to write: the number stays valid, its file changes.
+	if (dup3(fd, queue->call_fd, O_CLOEXEC) < 0)
+		return -errno;
+	__atomic_store_n(&queue->has_call, true, __ATOMIC_RELEASE);
+	return 0;
+}
+
+static int start_thread(struct sv_net_queue *queue)
+{
+	pthread_attr_t attr;
+	sigset_t all, old;
+	int ret;
+
+	sigfillset(&all);
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, STACK_SIZE);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	ret = pthread_create(&queue->thread, &attr, serve, queue);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
+	return -ret;
+}
+
+static void close_err(struct sv_net_queue *queue)
+{
+	if (queue->err_fd >= 0)
+		close(queue->err_fd);
+	queue->err_fd = -1;
+}
+
+int sv_net_queue_run(struct sv_net_queue *queue, const struct sv_net_ring *ring)
+{
+	int ret = sv_virtq_start(&queue->vq, &queue->net->memory, ring->size, ring->desc,
+				 ring->avail, ring->used, queue->net->features, ring->base, NULL);
+
+	if (ret < 0)
+		return ret;
+	ret = sv_net_queue_change_call(queue, ring->call_fd);
+	if (ret < 0)
+		return ret;
+	if (ring->err_fd >= 0) {
+		queue->err_fd = fcntl(ring->err_fd, F_DUPFD_CLOEXEC, 0);
+		if (queue->err_fd < 0)
+			return -errno;
+	}
+	queue->kick_fd = ring->kick_fd;
+	queue->features = queue->net->features;
+	queue->filter_version = UINT64_MAX; // copied with the first frame
+	queue->counters->broken = 0;
+	queue->tap_empty = queue->chain_waits = queue->call_due = false;
+	queue->wait_until = 0;
+	queue->expected = SV_NET_HEADER + 1514;
+	queue->stop = false;
+	ret = start_thread(queue);
+	if (ret < 0)
+		close_err(queue);
+	queue->running = ret == 0;
+	return ret;
+}
+
+int sv_net_queue_end(struct sv_net_queue *queue)
+{
+	eventfd_t value;
+
+	if (!queue->running)
+		return -EINVAL;
+	__atomic_store_n(&queue->stop, true, __ATOMIC_RELEASE);
+	eventfd_write(queue->wake_fd, 1);
+	pthread_join(queue->thread, NULL);
+	eventfd_read(queue->wake_fd, &value);
+	queue->running = false;
+	if (queue->chain_waits)
+		sv_virtq_unpop(&queue->vq, queue->chain.head);
+	sv_net_release_held(queue);
+	sv_virtq_stop(&queue->vq);
+	close_err(queue);
+	return queue->vq.last_avail;
+}

@@ -1,0 +1,55 @@
+// From the guest to the tap.
+#include <errno.h>
+#include <unistd.h>
+
+#include "net/internal.h"
+
+// True: the frame is dealt with; false: the tap takes no more now.
+static bool send_chain(struct sv_net_queue *queue)
+{
+	struct sv_chain *chain = &queue->chain;
+	ssize_t sent;
+
+	if (chain->out_bytes < SV_NET_HEADER || chain->out_bytes > SV_NET_FRAME_MAX) {
+		queue->counters->errors++;
+		return true;
+	}
+	// The kernel copies header and frame, and checks the header's offsets on its copy.
+	do
+		sent = writev(queue->tap, chain->iov, chain->out_count);
+	while (sent < 0 && errno == EINTR);
+	if (sent >= 0) {
+		queue->counters->packets++;
+		queue->counters->bytes += (uint64_t)sent - SV_NET_HEADER;
+		sv_net_bucket_take(&queue->net->buckets[1], (uint64_t)sent - SV_NET_HEADER);
+		return true;
+	}
+	if (errno == EAGAIN)
+		return false;
+	// EINVAL: a header that lies, or a frame that is none; EIO: the interface is down, ENOBUFS.
+	// A NIC drops what it can't send.
+	if (errno == EINVAL)
+		queue->counters->errors++;
+	else
+		queue->counters->dropped++;
+	return true;
+}
+
+bool sv_net_transmit(struct sv_net_queue *queue)
+{
+	for (unsigned int i = 0; i < SV_NET_BATCH; i++) {
+		if (!queue->chain_waits) {
+			queue->wait_until = sv_net_bucket_wait(&queue->net->buckets[1]);
+			if (queue->wait_until)
+				return false;
+			if (sv_virtq_pop(&queue->vq, &queue->chain) <= 0)
+				return false;
+		}
+		queue->chain_waits = !send_chain(queue);
+		if (queue->chain_waits)
+			return false;
+		sv_virtq_push(&queue->vq, queue->chain.head, 0);
+		queue->call_due = true;
+	}
+	return true;
+}

@@ -1,0 +1,130 @@
+"""Tap interfaces: opening one, or making sure that a given descriptor is one.
+
+A tap's descriptor carries frames with a `struct virtio_net_hdr_v1` in front of each
+(Linux Documentation/networking/tuntap.rst; linux/if_tun.h).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from struct import Struct
+
+from shared.errors import SharedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HEADER_BYTES = 12
+MAX_QUEUES = 16
+NAME_BYTES = 15  # IFNAMSIZ, without its end
+
+# linux/if_tun.h
+TUNSETIFF = 0x400454CA
+TUNGETIFF = 0x800454D2
+TUNSETVNETHDRSZ = 0x400454D8
+TUNSETVNETLE = 0x400454DC
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
+_IFREQ = Struct("16sH22x")
+_INT = Struct("i")
+
+DEVICE = "/dev/net/tun"
+
+
+class TapError(SharedError):
+    """A tap can't be had, or a descriptor is none."""
+
+
+def check_name(name: str) -> bytes:
+    """The interface's name as the kernel takes it.
+
+    :raises TapError: no interface can have this name.
+    """
+    raw = name.encode("utf-8", "surrogateescape")
+    if not 0 < len(raw) <= NAME_BYTES or name in (".", "..") or any(
+            c <= 32 or c in b"/:%" for c in raw):
+        raise TapError(f"'{name}' can't be the name of an interface",
+                       f"1 to {NAME_BYTES} bytes without spaces, '/', ':' and '%'")
+    return raw
+
+
+def open_tap(name: str, queues: int = 1) -> list[int]:
+    """One descriptor a queue of the tap `name`, which is made if it doesn't exist.
+
+    :raises TapError: it is busy, of another kind, or there is no permission.
+    """
+    raw = check_name(name)
+    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if queues > 1 else 0)
+    fds: list[int] = []
+    try:
+        for _ in range(queues):
+            fds.append(_open_device())
+            try:
+                fcntl.ioctl(fds[-1], TUNSETIFF, _IFREQ.pack(raw, flags))
+            except OSError as error:
+                raise _refused(name, queues, error) from error
+            _set_header(fds[-1], name)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return fds
+
+
+def _open_device() -> int:
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        hint = ("load the module tun" if error.errno in (errno.ENOENT, errno.ENODEV)
+                else "let this user open it, or hand a descriptor over: fd=")
+        raise TapError(f"Can't open {DEVICE}: {error.strerror}", hint) from error
+
+
+def _refused(name: str, queues: int, error: OSError) -> TapError:
+    what = f"Can't open the tap '{name}': {error.strerror}"
+    if error.errno == errno.EBUSY:
+        return TapError(f"Tap device already in use: '{name}'",
+                        "end who uses it, or take another one")
+    if error.errno == errno.EPERM:
+        return TapError(what, f"make it for this user: ip tuntap add {name} mode tap user NAME")
+    if error.errno == errno.EINVAL:
+        wanted = " multi_queue" if queues > 1 else ""
+        return TapError(f"{what}; '{name}' is no tap with {queues} queues",
+                        f"make it anew: ip tuntap add {name} mode tap vnet_hdr{wanted}")
+    if error.errno == errno.E2BIG:
+        return TapError(what, f"it has no {queues} free queues")
+    return TapError(what, "look at: ip -d link show")
+
+
+def adopt_taps(fds: Sequence[int]) -> None:
+    """Check descriptors that were handed over, and set them up; they must be one interface's.
+
+    :raises TapError: one is no tap, has no header, or belongs to another interface.
+    """
+    first = b""
+    for number, fd in enumerate(fds):
+        try:
+            name, flags = _IFREQ.unpack(fcntl.ioctl(fd, TUNGETIFF, bytes(_IFREQ.size)))
+        except OSError as error:
+            raise TapError(f"Descriptor {fd} is no open tap: {error.strerror}",
+                           "open /dev/net/tun and attach it with TUNSETIFF") from error
+        if not flags & _IFF_TAP or not flags & _IFF_NO_PI or not flags & _IFF_VNET_HDR:
+            raise TapError(f"Descriptor {fd} is of the wrong kind",
+                           "attach it with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")
+        if number and (name != first or not flags & _IFF_MULTI_QUEUE):
+            raise TapError(f"Descriptors {fds[0]} and {fd} are no queues of one interface",
+                           "attach all with IFF_MULTI_QUEUE to one name")
+        first = name
+        os.set_blocking(fd, False)
+        _set_header(fd, name.rstrip(b"\0").decode(errors="replace"))
+
+
+def _set_header(fd: int, name: str) -> None:
+    try:
+        fcntl.ioctl(fd, TUNSETVNETHDRSZ, _INT.pack(HEADER_BYTES))
+        fcntl.ioctl(fd, TUNSETVNETLE, _INT.pack(1))
+    except OSError as error:
+        raise TapError(f"The tap '{name}' takes no headers of {HEADER_BYTES} bytes: "
+                       f"{error.strerror}", "a kernel from 4.0 on is needed") from error

@@ -1,0 +1,1 @@
+"""The net worker: one NIC, frames between its virtqueues and a tap."""
