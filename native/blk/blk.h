@@ -16,7 +16,16 @@
 #define SV_BLK_MAX_SEGMENTS 16u     // of one discard or write-zeroes request
 #define SV_BLK_MAX_DATA_SEGMENTS 126u
 
-// The image, shared by all queues of a device. `writeback` alone changes while they run.
+// What the host refused, for whoever is told of it: counts by SV_BLK_READ to SV_BLK_ZERO. Any
+// queue's thread counts, any thread reads.
+struct sv_blk_failures {
+	int event_fd;          // signalled after counting; -1: nobody wants to know
+	uint64_t count[5];
+	int32_t error[5];      // errno of the last one
+};
+
+// The image, shared by all queues of a device. `writeback`, `size`
+// and `capacity` alone change while they run.
 struct sv_disk {
 	int fd;
 	bool readonly;
@@ -28,13 +37,15 @@ struct sv_disk {
 	bool writeback;        // else each write is durable before it completes
 	bool no_nowait;        // the file system knows no RWF_NOWAIT
 	bool no_zero_range;    // ... no FALLOC_FL_ZERO_RANGE
-	uint64_t size;         // bytes that the image has
-	uint64_t capacity;     // sectors that the guest sees: size, rounded up
+	uint64_t size;         // atomic: bytes that the image has
+	uint64_t capacity;     // atomic: sectors that the guest sees: size, rounded up
 	uint32_t align;        // of offsets and lengths of I/O; 1 if buffered
 	uint32_t memory_align; // of buffers; 1 if buffered
 	uint8_t id[SV_BLK_ID_BYTES];
 	pthread_rwlock_t partial; // writes: shared; read-modify-write of a block: exclusive
 	struct sv_throttle throttle;
+	struct sv_blk_failures failures;
+	uint64_t end;             // atomic: bytes that are known to be there; UINT64_MAX: all
 	unsigned int partial_waiting; // atomic: who waits for it to be free of writes
 };
 
@@ -67,6 +78,7 @@ struct sv_blk_queue {
 	unsigned int avoid_inline;       // next so many writes don't run on this thread
 	struct sv_blk_request *held;     // waits for the throttle; nothing is taken meanwhile
 	uint64_t held_until;             // when to try again, sv_now_ns
+	uint64_t look_at;                // when to measure the image again, sv_now_ns
 	bool draining;                   // the queue is being stopped: limits don't hold
 	uint64_t inline_bytes;           // since the caller last published and reset it
 	struct sv_chain chain;
@@ -142,6 +154,12 @@ static inline struct iovec *sv_blk_zero_iov(struct sv_blk_request *request)
 {
 	return request->queue->iovs + request->head * (size_t)SV_BLK_IOVS + 2 * SV_BLK_MAX_SEGMENTS;
 }
+
+// See whether a regular file still has the bytes that it had (disk->end).
+void sv_blk_measure(struct sv_disk *disk);
+
+// The host refused, with a negative errno: IOERR for the guest, and somebody is told.
+void sv_blk_fail(struct sv_blk_request *request, int error);
 
 // Give the request back with a VIRTIO_BLK_S_* status.
 void sv_blk_finish(struct sv_blk_request *request, uint8_t status, uint32_t written);

@@ -1,14 +1,15 @@
-// Doing what request.c found right: transfers with all that can come back short or refused,
-// read-modify-write where a block is larger than what was asked, and durability.
+// Doing what request.c found right: transfers with all that can come back short or refused, and
+// durability.
 #include "blk/execute.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
 
 #include <linux/virtio_blk.h>
 
-#define BOUNCE_BYTES (256u * 1024)
 #define RING_READ_BYTES (64u * 1024)
 #define MAX_RETRIES 16
 
@@ -67,6 +68,19 @@ void sv_blk_end(struct sv_blk_request *request, uint8_t status)
 	sv_blk_finish(request, status, (uint32_t)MIN(bytes, UINT32_MAX));
 }
 
+void sv_blk_fail(struct sv_blk_request *request, int error)
+{
+	struct sv_blk_failures *failures = &request->queue->disk->failures;
+
+	if (request->type < SV_BLK_OTHER) {
+		__atomic_store_n(&failures->error[request->type], -error, __ATOMIC_RELAXED);
+		__atomic_fetch_add(&failures->count[request->type], 1, __ATOMIC_RELEASE);
+		if (failures->event_fd >= 0)
+			eventfd_write(failures->event_fd, 1);
+	}
+	sv_blk_end(request, VIRTIO_BLK_S_IOERR);
+}
+
 void sv_blk_submit(struct sv_blk_request *request)
 {
 	request->queue->busy++;
@@ -90,7 +104,7 @@ void sv_blk_transferred(struct sv_blk_request *request)
 
 // ---- data ---------------------------------------------------------------------------------
 
-static void advance(struct sv_blk_request *request, uint64_t bytes)
+void sv_blk_advance(struct sv_blk_request *request, uint64_t bytes)
 {
 	request->offset += bytes;
 	request->left -= bytes;
@@ -108,156 +122,6 @@ static void advance(struct sv_blk_request *request, uint64_t bytes)
 	}
 }
 
-// Copy between the bounce buffer and the guest's buffers, without moving on.
-static void copy_data(struct sv_blk_request *request, uint8_t *bounce, uint64_t bytes, bool to_guest)
-{
-	for (uint32_t i = 0; i < request->data_count && bytes; i++) {
-		uint64_t part = MIN(request->data[i].iov_len, bytes);
-
-		if (to_guest)
-			memcpy(request->data[i].iov_base, bounce, part);
-		else
-			memcpy(bounce, request->data[i].iov_base, part);
-		bounce += part;
-		bytes -= part;
-	}
-}
-
-static bool is_aligned(const struct sv_blk_request *request)
-{
-	const struct sv_disk *disk = request->queue->disk;
-
-	if (!disk->direct)
-		return true;
-	if ((request->offset | request->left) & (disk->align - 1))
-		return false;
-	for (uint32_t i = 0; i < request->data_count; i++) {
-		if (((uintptr_t)request->data[i].iov_base & (disk->memory_align - 1)) ||
-		    (request->data[i].iov_len & (disk->align - 1)))
-			return false;
-	}
-	return true;
-}
-
-static uint8_t *get_bounce(struct sv_blk_request *request)
-{
-	struct sv_disk *disk = request->queue->disk;
-	size_t align = disk->align > disk->memory_align ? disk->align : disk->memory_align;
-
-	if (!request->bounce) {
-		request->queue->counters->bounced++;
-		if (posix_memalign(&request->bounce, align < sizeof(void *) ? sizeof(void *) : align,
-				   BOUNCE_BYTES))
-			request->bounce = NULL;
-	}
-	return request->bounce;
-}
-
-// The block-aligned range around what is left, as much as the bounce buffer holds.
-static void aligned_range(struct sv_blk_request *request, uint64_t *start, uint64_t *length)
-{
-	uint64_t mask = request->queue->disk->align - 1;
-	uint64_t end_at = (request->offset + request->left + mask) & ~mask;
-
-	*start = request->offset & ~mask;
-	*length = MIN(end_at - *start, BOUNCE_BYTES);
-}
-
-// Write less than whole blocks: read them, put the new bytes in, write them back. Exclusive:
-// no other write of any queue is on its way meanwhile, so none can be undone.
-static void write_partial(struct sv_blk_request *request)
-{
-	struct sv_disk *disk = request->queue->disk;
-	int ret = 0;
-
-	// A queue whose writes never run out would hold it for ever: it takes no new ones now.
-	__atomic_fetch_add(&disk->partial_waiting, 1, __ATOMIC_RELAXED);
-	pthread_rwlock_wrlock(&disk->partial);
-	__atomic_fetch_sub(&disk->partial_waiting, 1, __ATOMIC_RELAXED);
-	while (request->left && ret >= 0) {
-		struct iovec iov = {.iov_base = get_bounce(request)};
-		struct sv_io io = {.iov = &iov, .count = 1};
-		uint64_t start, length, skip, part;
-
-		if (!iov.iov_base) {
-			ret = -ENOMEM;
-			break;
-		}
-		if (request->zeroing && !request->data_count)
-			sv_blk_refill_zeroes(request);
-		aligned_range(request, &start, &length);
-		skip = request->offset - start;
-		part = MIN(length - skip, request->left);
-		if (request->zeroing)
-			part = MIN(part, ZEROES_CHUNK);
-		iov.iov_len = length;
-		io.offset = start;
-		// Beyond the end of the image there is nothing to keep but zeroes.
-		memset(iov.iov_base, 0, length);
-		io.op = SV_IO_READ;
-		io.flags = 0;
-		ret = sv_io_run(&io, disk->fd);
-		if (ret < 0)
-			break;
-		copy_data(request, (uint8_t *)iov.iov_base + skip, part, false);
-		io.op = SV_IO_WRITE;
-		io.flags = request->durable ? RWF_DSYNC : 0;
-		ret = sv_io_run(&io, disk->fd);
-		if (ret >= 0 && (uint64_t)ret < length)
-			ret = -EIO;
-		if (ret >= 0)
-			advance(request, part);
-	}
-	pthread_rwlock_unlock(&disk->partial);
-	if (ret < 0)
-		sv_blk_end(request, VIRTIO_BLK_S_IOERR);
-	else if (request->zeroing)
-		sv_blk_next_segment(request);
-	else
-		sv_blk_transferred(request);
-}
-
-// Set io up to go through the bounce buffer. False: it was dealt with otherwise.
-static bool bounce(struct sv_blk_request *request)
-{
-	struct sv_disk *disk = request->queue->disk;
-	uint64_t start, length;
-
-	if (!get_bounce(request)) {
-		sv_blk_end(request, VIRTIO_BLK_S_IOERR);
-		return false;
-	}
-	aligned_range(request, &start, &length);
-	if (request->type != SV_BLK_READ) {
-		uint64_t whole = MIN(request->left, BOUNCE_BYTES) & ~(uint64_t)(disk->align - 1);
-
-		if (start != request->offset || !whole) {
-			// Its own place in the queue's writes given up, wait for the others.
-			if (request->holds_partial) {
-				request->holds_partial = false;
-				if (--request->queue->writes == 0)
-					pthread_rwlock_unlock(&disk->partial);
-			}
-			if (request->queue->writes) {
-				request->io.next = request->queue->deferred;
-				request->queue->deferred = &request->io;
-				request->queue->busy++;
-			} else {
-				write_partial(request);
-			}
-			return false;
-		}
-		length = whole;
-		copy_data(request, request->bounce, length, false);
-	}
-	request->bouncing = true;
-	request->bounce_iov = (struct iovec){request->bounce, length};
-	request->io.iov = &request->bounce_iov;
-	request->io.count = 1;
-	request->io.offset = start;
-	return true;
-}
-
 // What a transfer gave. True: there is more to transfer.
 static bool account(struct sv_blk_request *request, int result)
 {
@@ -269,9 +133,9 @@ static bool account(struct sv_blk_request *request, int result)
 
 		bytes = bytes > skip ? MIN(bytes - skip, request->left) : 0;
 		if (request->type == SV_BLK_READ)
-			copy_data(request, request->bounce + skip, bytes, true);
+			sv_blk_copy_data(request, request->bounce + skip, bytes, true);
 	}
-	advance(request, bytes);
+	sv_blk_advance(request, bytes);
 	if (!request->left) {
 		if (request->zeroing)
 			sv_blk_next_segment(request);
@@ -284,13 +148,15 @@ static bool account(struct sv_blk_request *request, int result)
 	// The end of the image. The rest of its last sector reads as zeroes; anything more is
 	// missing: somebody made the image shorter.
 	if (request->type == SV_BLK_READ && request->left < SV_BLK_SECTOR &&
-	    request->offset + request->left == disk->capacity * SV_BLK_SECTOR) {
+	    request->offset + request->left ==
+		    __atomic_load_n(&disk->capacity, __ATOMIC_RELAXED) * SV_BLK_SECTOR) {
 		for (uint32_t i = 0; i < request->data_count; i++)
 			memset(request->data[i].iov_base, 0, request->data[i].iov_len);
 		sv_blk_end(request, VIRTIO_BLK_S_OK);
 		return false;
 	}
-	sv_blk_end(request, VIRTIO_BLK_S_IOERR);
+	sv_blk_measure(disk);
+	sv_blk_fail(request, -ENODATA);
 	return false;
 }
 
@@ -346,7 +212,7 @@ void sv_blk_issue(struct sv_blk_request *request, bool lonely)
 		io->offset = request->offset;
 		io->iov = request->data;
 		io->count = request->data_count;
-		if (!is_aligned(request) && !bounce(request))
+		if (!sv_blk_is_aligned(request) && !sv_blk_bounce(request))
 			return;
 		if (!run_inline(request, lonely)) {
 			sv_blk_submit(request);
@@ -355,7 +221,7 @@ void sv_blk_issue(struct sv_blk_request *request, bool lonely)
 		if (io->result < 0) {
 			if (io->result == -EINTR && request->retries++ < MAX_RETRIES)
 				continue;
-			sv_blk_end(request, VIRTIO_BLK_S_IOERR);
+			sv_blk_fail(request, io->result);
 			return;
 		}
 		if (!account(request, io->result))
@@ -377,12 +243,50 @@ void sv_blk_start_write(struct sv_blk_request *request)
 	request->holds_partial = true;
 }
 
+// ---- an image that somebody makes shorter ---------------------------------------------------
+
+void sv_blk_measure(struct sv_disk *disk)
+{
+	struct stat st;
+	uint64_t end = UINT64_MAX;
+
+	// A block device answers for itself.
+	if (disk->block_device || fstat(disk->fd, &st) < 0)
+		return;
+	if ((uint64_t)st.st_size < __atomic_load_n(&disk->size, __ATOMIC_RELAXED))
+		end = (uint64_t)st.st_size;
+	__atomic_store_n(&disk->end, end, __ATOMIC_RELAXED);
+}
+
+// Whether the request touches what is gone. A write there would make the file longer again,
+// and what was cut off would read as zeroes.
+static bool is_cut_off(struct sv_blk_request *request)
+{
+	struct sv_disk *disk = request->queue->disk;
+	uint64_t last = request->offset + request->left;
+
+	if (__atomic_load_n(&disk->end, __ATOMIC_RELAXED) == UINT64_MAX)
+		return false;
+	for (uint32_t i = 0; i < request->segment_count; i++) {
+		struct sv_blk_segment *segment = &sv_blk_segments(request)[i];
+
+		if (segment->offset + segment->length > last)
+			last = segment->offset + segment->length;
+	}
+	sv_blk_measure(disk); // it may be back
+	return last > __atomic_load_n(&disk->end, __ATOMIC_RELAXED);
+}
+
 // ---- start and completion ------------------------------------------------------------------
 
 void sv_blk_start(struct sv_blk_request *request, bool lonely)
 {
 	struct sv_disk *disk = request->queue->disk;
 
+	if (is_cut_off(request)) {
+		sv_blk_fail(request, -ENODATA);
+		return;
+	}
 	switch (request->type) {
 	case SV_BLK_READ:
 		if (!request->left)
@@ -434,7 +338,10 @@ static void complete(struct sv_blk_request *request)
 		return;
 	}
 	if (request->syncing || request->type == SV_BLK_FLUSH) {
-		sv_blk_end(request, result < 0 ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
+		if (result < 0)
+			sv_blk_fail(request, result);
+		else
+			sv_blk_end(request, VIRTIO_BLK_S_OK);
 		return;
 	}
 	if (request->io.op == SV_IO_FALLOCATE || request->io.op == SV_IO_DISCARD) {
@@ -448,7 +355,7 @@ static void complete(struct sv_blk_request *request)
 		return;
 	}
 	if (result < 0)
-		sv_blk_end(request, VIRTIO_BLK_S_IOERR);
+		sv_blk_fail(request, result);
 	else if (account(request, result))
 		sv_blk_issue(request, false);
 }
@@ -466,7 +373,7 @@ bool sv_blk_reap(struct sv_blk_queue *queue)
 		io = queue->deferred;
 		queue->deferred = io->next;
 		queue->busy--;
-		write_partial((struct sv_blk_request *)io);
+		sv_blk_write_partial((struct sv_blk_request *)io);
 		progress = true;
 	}
 	return progress;

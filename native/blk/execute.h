@@ -1,5 +1,5 @@
-// Between execute.c (transfers, durability, the end of a request) and ranges.c (discard and
-// write zeroes).
+// Between execute.c (transfers, durability, the end of a request), bounce.c (unaligned
+// transfers) and ranges.c (discard and write zeroes).
 #pragma once
 
 #include "blk/blk.h"
@@ -14,6 +14,22 @@ void sv_blk_submit(struct sv_blk_request *request);
 
 // Transfer what is left: on this thread as far as that goes, then by the engine.
 void sv_blk_issue(struct sv_blk_request *request, bool lonely);
+
+// `bytes` were transferred: go on behind them.
+void sv_blk_advance(struct sv_blk_request *request, uint64_t bytes);
+
+// Copy between a bounce buffer and the guest's buffers, without moving on.
+void sv_blk_copy_data(struct sv_blk_request *request, uint8_t *bounce, uint64_t bytes,
+		      bool to_guest);
+
+// Whether what is left can go to the image as it is.
+bool sv_blk_is_aligned(const struct sv_blk_request *request);
+
+// Set io up to go through an aligned copy. False: the request was dealt with otherwise.
+bool sv_blk_bounce(struct sv_blk_request *request);
+
+// Write less than whole blocks. No write of this queue is on its way.
+void sv_blk_write_partial(struct sv_blk_request *request);
 
 // Before the first byte is changed; see sv_disk.partial.
 void sv_blk_start_write(struct sv_blk_request *request);

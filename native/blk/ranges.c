@@ -129,7 +129,7 @@ void sv_blk_segment_done(struct sv_blk_request *request, int result)
 		}
 	}
 	if (result < 0)
-		sv_blk_end(request, VIRTIO_BLK_S_IOERR);
+		sv_blk_fail(request, result);
 	else
 		sv_blk_next_segment(request);
 }

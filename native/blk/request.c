@@ -12,6 +12,8 @@
 
 #define SLOW_ROUND_NS 5000000ull
 #define AVOID_INLINE 64
+// How often a busy queue looks whether the image is still as long as it was.
+#define LOOK_NS 100000000ull
 // The driver is told after so much was copied on this thread: it can go on meanwhile.
 #define INLINE_BYTES (128u * 1024)
 
@@ -94,9 +96,10 @@ static bool take_data(struct sv_blk_request *request, const struct iovec *iov, u
 
 static bool in_range(const struct sv_disk *disk, uint64_t sector, uint64_t bytes)
 {
+	uint64_t capacity = __atomic_load_n(&disk->capacity, __ATOMIC_RELAXED);
 	uint64_t sectors = bytes / SV_BLK_SECTOR;
 
-	return sector <= disk->capacity && sectors <= disk->capacity - sector;
+	return sector <= capacity && sectors <= capacity - sector;
 }
 
 // IN and OUT: whole sectors inside the disk. Returns a status; OK: it may start.
@@ -302,6 +305,10 @@ bool sv_blk_serve(struct sv_blk_queue *queue, unsigned int budget)
 	uint64_t start = sv_now_ns();
 	bool progress = false;
 
+	if (start >= queue->look_at) {
+		queue->look_at = start + LOOK_NS;
+		sv_blk_measure(queue->disk);
+	}
 	// A deferred write waits for those before it: nothing new until it is done. One of another
 	// queue waits for this queue's.
 	while (budget-- && !sv_blk_blocked(queue) && queue->inline_bytes < INLINE_BYTES) {

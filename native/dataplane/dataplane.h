@@ -67,6 +67,14 @@ int sv_queue_set_call(struct sv_plane *plane, unsigned int index, int fd);
 // Why the queue is broken, NULL if it isn't. Static text.
 const char *sv_queue_broken(struct sv_plane *plane, unsigned int index);
 
+// The image has `size` bytes now: what the guest may reach, at any time.
+int sv_plane_resize(struct sv_plane *plane, uint64_t size);
+
+// Requests that the host failed, by SV_BLK_READ to SV_BLK_ZERO, and the errno of the last one.
+// `event_fd` (borrowed; -1: none) is signalled for each; no queue runs when it is set (-EBUSY).
+uint64_t sv_plane_failures(const struct sv_plane *plane, unsigned int type, int *error);
+int sv_plane_watch_failures(struct sv_plane *plane, int event_fd);
+
 // Limits on requests and bytes a second, for all queues together; at any time. -EINVAL: absurd.
 // A queue that is being stopped starts what its limits hold back (one request at most).
 int sv_plane_set_limits(struct sv_plane *plane, const struct sv_limits *limits);

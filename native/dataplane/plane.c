@@ -64,6 +64,8 @@ struct sv_plane *sv_plane_create(const struct sv_disk *disk, unsigned int queues
 	if (*error)
 		goto free_plane;
 	sv_throttle_init(&plane->disk.throttle);
+	plane->disk.end = UINT64_MAX;
+	plane->disk.failures = (struct sv_blk_failures){.event_fd = -1};
 	*error = sv_pool_init(&plane->pool, disk->fd);
 	if (*error)
 		goto destroy_lock;
@@ -226,6 +228,39 @@ const char *sv_queue_broken(struct sv_plane *plane, unsigned int index)
 	    !__atomic_load_n(&plane->queues[index].counters->broken, __ATOMIC_ACQUIRE))
 		return NULL;
 	return plane->queues[index].vq.reason;
+}
+
+int sv_plane_resize(struct sv_plane *plane, uint64_t size)
+{
+	if (size > INT64_MAX - SV_BLK_SECTOR)
+		return -EINVAL;
+	__atomic_store_n(&plane->disk.size, size, __ATOMIC_RELAXED);
+	__atomic_store_n(&plane->disk.capacity, (size + SV_BLK_SECTOR - 1) / SV_BLK_SECTOR,
+			 __ATOMIC_RELAXED);
+	sv_blk_measure(&plane->disk);
+	return 0;
+}
+
+int sv_plane_watch_failures(struct sv_plane *plane, int event_fd)
+{
+	if (is_running(plane))
+		return -EBUSY;
+	plane->disk.failures.event_fd = event_fd;
+	return 0;
+}
+
+uint64_t sv_plane_failures(const struct sv_plane *plane, unsigned int type, int *error)
+{
+	const struct sv_blk_failures *failures = &plane->disk.failures;
+	uint64_t count;
+
+	if (type >= SV_BLK_OTHER)
+		return 0;
+	// The error after the count that covers it: another one may have come meanwhile, then
+	// that one is told twice.
+	count = __atomic_load_n(&failures->count[type], __ATOMIC_ACQUIRE);
+	*error = __atomic_load_n(&failures->error[type], __ATOMIC_RELAXED);
+	return count;
 }
 
 int sv_plane_set_limits(struct sv_plane *plane, const struct sv_limits *limits)

@@ -5,6 +5,8 @@
 #define SV_BLK_MAX_DATA_SEGMENTS ...
 #define SV_BLK_ID_BYTES ...
 
+enum { SV_BLK_READ, SV_BLK_WRITE, SV_BLK_FLUSH, SV_BLK_DISCARD, SV_BLK_ZERO, SV_BLK_OTHER };
+
 enum sv_engine_kind { SV_ENGINE_THREADS, SV_ENGINE_URING, ... };
 
 struct sv_disk {
@@ -82,6 +84,9 @@ int sv_queue_start(struct sv_plane *plane, unsigned int index, const struct sv_r
 int sv_queue_stop(struct sv_plane *plane, unsigned int index);
 int sv_queue_set_call(struct sv_plane *plane, unsigned int index, int fd);
 const char *sv_queue_broken(struct sv_plane *plane, unsigned int index);
+int sv_plane_resize(struct sv_plane *plane, uint64_t size);
+uint64_t sv_plane_failures(const struct sv_plane *plane, unsigned int type, int *error);
+int sv_plane_watch_failures(struct sv_plane *plane, int event_fd);
 int sv_plane_set_limits(struct sv_plane *plane, const struct sv_limits *limits);
 void sv_plane_set_poll(struct sv_plane *plane, uint64_t limit_ns);
 size_t sv_inflight_size(unsigned int size);
