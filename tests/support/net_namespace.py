@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU, _IFF_UP = 0x8913, 0x8914, 0x8922, 1
+_SIOCSIFADDR, _SIOCSIFNETMASK = 0x8916, 0x891C
 _ETH_P_ALL = 3
 _SOL_PACKET, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 263, 15, 23
 
@@ -73,6 +74,22 @@ class NetNamespace:
                             struct.pack("16sh14x", name.encode(), flags | _IFF_UP))
 
         self.run(action)
+
+    def address(self, name: str, address: str) -> None:
+        """Give the interface an IPv4 address (/24)."""
+        def action() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+                for request, text in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, "255.255.255.0")):
+                    fcntl.ioctl(control, request, struct.pack(
+                        "16sHH4s8x", name.encode(), socket.AF_INET, 0, socket.inet_aton(text)))
+
+        self.run(action)
+
+    def listen(self, port: int) -> socket.socket:
+        """A TCP socket that listens inside."""
+        server = self.run(lambda: socket.create_server(("0.0.0.0", port)))
+        server.settimeout(60)
+        return server
 
     def packet_socket(self, name: str = "tap0", headers: bool = False) -> socket.socket:
         """A raw socket on the host's side of the tap; `headers`: with a virtio_net_hdr (10)."""
