@@ -19,7 +19,9 @@ from _signal import SIGKILL, pidfd_send_signal  # type: ignore[import-not-found]
 
 from native import _sandbox
 from shared.control.channel import Channel, ChannelClosed, close_quietly
+from shared.control.codec import CodecError
 from shared.errors import SharedError, StratovirtError, check
+from shared.sandbox import stages
 from workers import startup
 from workers.errors import UsageError
 
@@ -47,6 +49,26 @@ class Reporter:
             self._channel.send({"type": kind, **fields})
         except SharedError:
             pass
+
+    def fileno(self) -> int:
+        """Readable when `receive` has something."""
+        return self._channel.fileno()
+
+    def receive(self) -> Message | None:
+        """The core's next order, an empty map if what came is not one; None: the core is gone."""
+        try:
+            message, fds = self._channel.recv()
+        except ChannelClosed:
+            return None
+        except (BlockingIOError, CodecError):
+            return {}
+        for fd in fds:
+            close_quietly(fd)
+        return message
+
+    def close(self) -> None:
+        """For workers that are not processes: tests."""
+        self._channel.close()
 
     def log(self, text: str) -> None:
         """A line for the core's log."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import struct
@@ -25,7 +26,7 @@ from tests.support.guest_ring import (
     GuestRing,
     ranges,
 )
-from tests.support.plane import Plane, lib
+from tests.support.plane import Plane, ffi, lib
 
 pytestmark = pytest.mark.native
 
@@ -354,3 +355,28 @@ def test_bad_inflight_buffer_is_refused(tracked: tuple[Plane, Inflight, GuestRin
     plane, inflight, _ = tracked
     assert lib.sv_plane_set_inflight(plane.plane, inflight.fd, offset, size or inflight.bytes,
                                      queues, queue_size) == -22
+
+
+@pytest.mark.parametrize("engine", ["io_uring", "threads"])
+def test_what_the_host_can_t_read_is_an_error_and_is_counted(image: Path, engine: str) -> None:
+    # A file that says EIO wherever nothing is mapped.
+    plane = Plane("/proc/self/mem", engine, readonly=True, block_device=True, size=SIZE,
+                  capacity=SIZE // 512)
+    told = os.eventfd(0, os.EFD_NONBLOCK)
+    assert lib.sv_plane_watch_failures(plane.plane, told) == 0
+    ring = plane.start(features=FEATURES)
+    assert lib.sv_plane_watch_failures(plane.plane, -1) == -errno.EBUSY
+    for sector in range(3):
+        assert plane.request(IN, sector, room=512).status == IOERR
+    error = ffi.new("int *")
+    assert lib.sv_plane_failures(plane.plane, lib.SV_BLK_READ, error) == 3
+    assert error[0] == errno.EIO
+    assert lib.sv_plane_failures(plane.plane, lib.SV_BLK_WRITE, error) == 0
+    assert lib.sv_plane_failures(plane.plane, lib.SV_BLK_OTHER, error) == 0
+    assert os.eventfd_read(told) == 3
+    # The guest's own mistakes are not the host's errors.
+    assert plane.request(IN, SIZE // 512, room=512).status == IOERR
+    assert lib.sv_plane_failures(plane.plane, lib.SV_BLK_READ, error) == 3
+    assert ring.used_idx == 4
+    plane.close()
+    os.close(told)

@@ -267,6 +267,26 @@ class BlkDevice(BackendDevice):
             native.burst[i] = limits.get(name + BURST, 0)
         check(lib.sv_plane_set_limits(self._plane, native), "Can't set limits")
 
+    def resize(self) -> bool:
+        """Measure the image again; True: its capacity has changed, which the guest must hear.
+
+        :raises DiskError: it can't be measured.
+        """
+        before = self._disk.capacity
+        self._disk.measure()
+        check(lib.sv_plane_resize(self._plane, self._disk.size), "Can't resize the disk")
+        return self._disk.capacity != before
+
+    def failures(self, kind: int) -> tuple[int, int]:
+        """How many requests of a kind (SV_BLK_READ to SV_BLK_ZERO) the host has failed, and the
+        errno of the last one."""
+        error = ffi.new("int *")
+        return int(lib.sv_plane_failures(self._plane, kind, error)), int(error[0])
+
+    def watch_failures(self, fd: int) -> None:
+        """Signal this eventfd for each of them. Before a ring runs."""
+        check(lib.sv_plane_watch_failures(self._plane, fd), "Can't watch for I/O errors")
+
     def counters(self) -> list[dict[str, int]]:
         """The counters of each queue, by COUNTER_NAMES."""
         return [{name: int(getattr(self._counters[i], name)) for name in COUNTER_NAMES}

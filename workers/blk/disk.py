@@ -62,7 +62,7 @@ class Disk:
         if not readonly and flags & os.O_ACCMODE != os.O_RDWR:
             raise DiskError("The image was opened for reading only", "say readonly=on")
         # Whoever reads a descriptor that was opened for both must still not write.
-        self.size = os.lseek(fd, 0, os.SEEK_END) if self.block_device else status.st_size
+        self.measure()
         self.optimal_io = self.minimal_io = 0
         if self.block_device:
             self.align = self._measure_device()
@@ -73,8 +73,20 @@ class Disk:
         self.physical_block = max(self.physical_block, self.logical_block)
         if small_blocks:
             self.logical_block = SECTOR
-        if self.size >= 1 << 62:
-            raise DiskError(f"The image's size of {self.size} bytes is beyond what is served")
+
+    def measure(self) -> None:
+        """Read the image's size.
+
+        :raises DiskError: it is absurd, or the image can't be read.
+        """
+        try:
+            size = (os.lseek(self.fd, 0, os.SEEK_END) if self.block_device
+                    else os.fstat(self.fd).st_size)
+        except OSError as error:
+            raise DiskError(f"Can't measure the image: {error.strerror}") from error
+        if size >= 1 << 62:
+            raise DiskError(f"The image's size of {size} bytes is beyond what is served")
+        self.size = size
 
     def _measure_device(self) -> int:
         if not self.readonly and _ioctl_int(self.fd, BLKROGET, 0):

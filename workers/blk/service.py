@@ -6,18 +6,28 @@ The nursery (for the core) and `program.py` (alone) both end up here.
 from __future__ import annotations
 
 import mmap
+import os
+import select
+import time
 
 from shared import throttling
+from shared.errors import StratovirtError
 from shared.vhost_user.backend import Backend
 from shared.vhost_user.errors import ConnectionLostError
 from shared.virtio.blk import SLOT_QUEUE_SIZE, SLOT_QUEUES
 from workers.blk.device import COUNTER_BYTES, MAX_QUEUES, BlkDevice, choose_engine
 from workers.blk.disk import Disk
+from workers.blk.failures import Failures
 from workers.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from workers.nursery import Reporter
+
+# Seconds for the front end to take the message that the capacity has changed.
+CHANGE_LIMIT = 2.0
 
 
 def _integer(options: Mapping[str, object], name: str, default: int, low: int, high: int) -> int:
@@ -84,18 +94,68 @@ class Service:
         self.device = BlkDevice(disk, queues, queue_size, self.engine, memory, log, slot)
         self.device.set_limits(_limits(options))
 
-    def serve(self, fd: int) -> None:
+    def serve(self, fd: int, control: Reporter | None = None) -> None:
         """Serve the front end on `fd` until it closes the connection.
 
-        :raises VhostUserError: it broke the protocol.
+        :param control: where orders come from and I/O errors go to; None: to the log.
+        :raises VhostUserError: the front end broke the protocol.
         """
         backend = Backend(self.device, fd, self._log)
+        failures = Failures(self.device, self._reporter(control))
         try:
-            backend.serve()
+            self._loop(backend, failures, control)
         except ConnectionLostError:
             pass
         finally:
             backend.close()
+            # What failed last, while the rings were stopped.
+            failures.collect()
+            failures.close()
+
+    def _loop(self, backend: Backend, failures: Failures, control: Reporter | None) -> None:
+        poll = select.poll()
+        poll.register(backend.fileno(), select.POLLIN)
+        poll.register(failures.fileno(), select.POLLIN)
+        if control is not None:
+            poll.register(control.fileno(), select.POLLIN)
+        while True:
+            limit = failures.wait_limit()
+            poll.modify(failures.fileno(), select.POLLIN if limit is None else 0)
+            ready = [fd for fd, _ in poll.poll(None if limit is None else 1000 * limit)]
+            if backend.fileno() in ready:
+                backend.handle_one()
+            if control is not None and control.fileno() in ready:
+                message = control.receive()
+                if message is None:
+                    poll.unregister(control.fileno())
+                    control = None
+                else:
+                    self._obey(message, backend, control)
+            failures.collect()
+
+    def _reporter(self, control: Reporter | None) -> Callable[[str, int, int], None]:
+        def report(operation: str, error: int, count: int) -> None:
+            if control is None:
+                self._log(f"{count} x {operation} failed: {os.strerror(error)}")
+            else:
+                control.tell("io-error", operation=operation, errno=error, count=count)
+        return report
+
+    def _obey(self, message: Mapping[str, object], backend: Backend, control: Reporter) -> None:
+        """Do what the core asks for; every order is answered with its serial."""
+        serial = message.get("serial")
+        try:
+            match message.get("type"):
+                case "resize":
+                    if self.device.resize():
+                        backend.config_changed(time.monotonic() + CHANGE_LIMIT)
+                case "limits":
+                    self.device.set_limits(_limits(message))
+                case _:
+                    raise UsageError(f"A blk worker knows no {message.get('type')!r}")
+            control.tell("done", serial=serial)
+        except StratovirtError as error:
+            control.tell("failed", serial=serial, text=str(error))
 
     def close(self) -> None:
         """Stop every queue."""

@@ -26,7 +26,7 @@ def run(device: str, fds: dict[str, int], options: dict[str, object], reporter: 
     stages = confine(f"sv-blk-{device}")
     reporter.tell("started", stages=list(stages), engine=service.engine)
     try:
-        service.serve(vhost)
+        service.serve(vhost, reporter)
     except StratovirtError as error:
         reporter.log(f"{error}")
         raise
