@@ -3,6 +3,7 @@
     StratovirtError                     anything we raise on purpose; the text is for the user
     ├── SharedError                     shared/: protocols, descriptors, regions
     │   ├── SystemCallError             a system call or native function failed (carries errno)
+    │   ├── SandboxError                a stage of a sandbox can't be had; names the stage
     │   ├── RegionError                 a guest address or region table that does not hold
     │   └── vhost_user.errors.*         see there
     ├── vmm.errors.VmmError             vmm/: see there
@@ -45,6 +46,18 @@ class SystemCallError(SharedError):
     def __init__(self, errno: int, what: str, hint: str = "") -> None:
         super().__init__(f"{what}: {os.strerror(errno)}", hint)
         self.errno = errno
+
+
+class SandboxError(SharedError):
+    """A stage of a sandbox can't be had on this host.
+
+    :param stage: its name, as `-sandbox on,NAME=off` takes it.
+    """
+
+    def __init__(self, stage: str, what: str) -> None:
+        super().__init__(f"The sandbox's stage '{stage}' can't be had: {what}",
+                         f"mend the host, or do without it: -sandbox on,{stage}=off")
+        self.stage = stage
 
 
 class RegionError(SharedError):

@@ -100,7 +100,7 @@ def _start_nursery(config: VmConfig, loop: EventLoop, cleanup: Cleanup) -> Nurse
         return None
     from vmm.worker.nursery import Nursery
 
-    nursery = Nursery(loop)
+    nursery = Nursery(loop, config.sandbox.off_stages)
     cleanup.push(nursery.close)
     nursery.start()
     return nursery

@@ -47,6 +47,14 @@ def _ignore(config: VmConfig, text: str) -> None:
     """What managers pass and what means nothing here (stratovirt-behaviour, 2.3)."""
 
 
+def _sandbox(config: VmConfig, text: str) -> None:
+    if text == "help":
+        from shared.sandbox.probe import help_text as sandbox_help
+
+        raise Answer(sandbox_help())
+    machine.parse_sandbox(config, text)
+
+
 def _kernel(config: VmConfig, text: str) -> None:
     config.boot.kernel = _path("-kernel", text)
 
@@ -139,7 +147,7 @@ OPTIONS: dict[str, Option] = {
     "D": Option(OPTIONAL, _log, "[FILE]: log to a file, or to standard output"),
     "pidfile": Option(VALUE, _pidfile, "FILE: gets the process id"),
     "daemonize": Option(FLAG, _daemonize, "go to the background once the VM is set up"),
-    "sandbox": Option(VALUE, machine.parse_sandbox, "on|off"),
+    "sandbox": Option(VALUE, _sandbox, "on|off | on,STAGE=off | help: which stages there are"),
     "disable-seccomp": Option(FLAG, _ignore, "accepted, changes nothing"),
     "global": Option(VALUE, machine.parse_global, "DRIVER.PROPERTY=VALUE", repeat=True),
     "incoming": Option(VALUE, _incoming, "not supported yet"),

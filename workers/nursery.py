@@ -21,7 +21,7 @@ from native import _sandbox
 from shared.control.channel import Channel, ChannelClosed, close_quietly
 from shared.control.codec import CodecError
 from shared.errors import SharedError, StratovirtError, check
-from shared.sandbox import stages
+from shared.sandbox import OFF_VARIABLE, stages
 from workers import startup
 from workers.errors import UsageError
 
@@ -83,13 +83,33 @@ def entries() -> dict[str, Entry]:
 
 
 class Nursery:
-    """Serves the channel until the core closes it."""
+    """Serves the channel until the core closes it.
 
-    def __init__(self, channel: Channel, kinds: dict[str, Entry]) -> None:
+    :param off: the stages of the sandbox that were given up.
+    """
+
+    def __init__(self, channel: Channel, kinds: dict[str, Entry],
+                 off: frozenset[str] = frozenset()) -> None:
         self._channel = channel
         self._kinds = kinds
-        self._workers: set[int] = set()  # pidfds of the living
-        self._core = os.getppid()
+        self._off = off
+        self._workers: dict[int, int] = {}  # pidfds of the living, and their slots
+        self._inherited: list[str] = []     # stages that hold for every clone
+        self._filters: dict[str, bytes] = {}
+        self._identity: stages.Identity | None = None
+        self._refusal: StratovirtError | None = None  # why there will be no workers
+
+    def prepare(self) -> None:
+        """What can be done for all workers at once. A failure is told to who wants a worker."""
+        try:
+            check(_sandbox.lib.sv_load_late_parts(), "Can't prepare the C library")
+            if "seccomp" not in self._off:
+                self._filters = {kind: startup.load_filter(kind) for kind in self._kinds}
+            self._identity = stages.Identity()
+            self._inherited = stages.execute(stages.nursery_stages(self._identity, self._off))
+            self._inherited += stages.clone_stages(self._off)
+        except StratovirtError as error:
+            self._refusal = error
 
     def serve(self) -> None:
         """Returns in the nursery when the core is gone, never in a worker."""
@@ -99,7 +119,7 @@ class Nursery:
             for fd, _ in poll.poll():
                 if fd != self._channel.fileno():
                     poll.unregister(fd)
-                    self._workers.discard(fd)
+                    del self._workers[fd]
                     os.close(fd)
                     continue
                 try:
@@ -111,13 +131,13 @@ class Nursery:
                     return  # another nursery takes over; the workers stay
                 pidfd = self._handle(message, fds)
                 if pidfd >= 0:
-                    self._workers.add(pidfd)
                     poll.register(pidfd, select.POLLIN)
 
     def _handle(self, message: Message, fds: list[int]) -> int:
         serial = message.get("serial")
+        slot = self._free_slot()
         try:
-            pid, pidfd = self._clone(message, fds)
+            pid, pidfd = self._clone(message, fds, slot)
         except StratovirtError as error:
             self._channel.send({"serial": serial, "error": str(error)})
             return -1
@@ -125,21 +145,32 @@ class Nursery:
             for fd in fds:
                 close_quietly(fd)
         self._channel.send({"serial": serial, "pid": pid}, [pidfd])
+        self._workers[pidfd] = slot
         return pidfd
 
-    def _clone(self, message: Message, fds: list[int]) -> tuple[int, int]:
+    def _free_slot(self) -> int:
+        used = set(self._workers.values())
+        return next(slot for slot in range(len(used) + 1) if slot not in used)
+
+    def _clone(self, message: Message, fds: list[int], slot: int) -> tuple[int, int]:
         kind, device = message.get("kind"), message.get("device")
         names, options = message.get("fds"), message.get("options")
         entry = self._kinds.get(kind) if isinstance(kind, str) else None
-        if entry is None or not isinstance(device, str):
+        if not isinstance(kind, str) or entry is None or not isinstance(device, str):
             raise UsageError(f"There is no worker of kind {kind!r}")
         if (not isinstance(names, list) or not isinstance(options, dict)
                 or len(names) != len(fds) or CONTROL not in names):
             raise UsageError("A request for a worker with wrong descriptors or options")
+        if self._refusal is not None or self._identity is None:
+            raise self._refusal or StratovirtError("The nursery isn't prepared")
         pidfd = _sandbox.ffi.new("int *", -1)
-        pid = check(_sandbox.lib.sv_clone_sibling(pidfd), f"Can't clone a worker for '{device}'")
+        flags = _sandbox.lib.CLONE_PARENT | stages.clone_flags(self._off)
+        pid = startup.clone(flags, pidfd, self._off)
         if pid == 0:
-            _become_worker(entry, device, dict(zip(names, fds, strict=True)), options, self._core)
+            named = dict(zip(names, fds, strict=True))
+            startup.current = startup.Sandbox(self._identity, slot, self._off, self._inherited,
+                                              self._filters.get(kind, b""), named[CONTROL])
+            _become_worker(entry, device, named, options)
         return pid, int(pidfd[0])
 
     def _end_workers(self) -> None:
@@ -150,14 +181,14 @@ class Nursery:
                 pass  # it has ended
 
 
-def _become_worker(entry: Entry, device: str, fds: dict[str, int], options: dict[str, object],
-                   core: int) -> None:
+def _become_worker(entry: Entry, device: str, fds: dict[str, int],
+                   options: dict[str, object]) -> None:
     """Never returns: the clone's whole life. The exit code is 0, or 1 after an error report."""
     status = 1
     reporter = Reporter(fds.pop(CONTROL))
     try:
-        startup.die_with(core)
-        startup.keep_only([*fds.values(), reporter._channel.fileno()])
+        startup.die_with_parent(reporter.fileno())
+        startup.keep_only([*fds.values(), reporter.fileno()])
         gc.enable()
         entry(device, fds, options, reporter)
         status = 0
@@ -184,10 +215,13 @@ def main() -> None:
     """`-c "from workers.nursery import main; main()"` with the channel as descriptor 3."""
     check(_sandbox.lib.sv_close_range(CHANNEL_FD + 1, 0xFFFFFFFF), "Can't close descriptors")
     _sandbox.lib.sv_set_name(b"sv-nursery")
-    check(_sandbox.lib.sv_die_with_parent(), "Can't ask to end with the core")
+    startup.die_with_parent(CHANNEL_FD)
     os.chdir("/")
     os.umask(0o077)
-    nursery = Nursery(Channel(CHANNEL_FD), entries())
+    off = stages.parse_off(os.environ.get(OFF_VARIABLE, ""))
+    nursery = Nursery(Channel(CHANNEL_FD), entries(), off)
+    nursery.prepare()
+    startup.die_with_parent(CHANNEL_FD)
     # Collected now, frozen after: clones share these pages for as long as they live.
     gc.collect()
     gc.disable()

@@ -2,31 +2,68 @@
 
     1 descriptors  only those that were handed over stay open; standard streams are /dev/null
     2 imports      done before (by the nursery), or by the program's own __main__
-    3 limits       dies with the core, no new privileges, no core dumps, a name of its own
-    4 sandbox      namespaces, capabilities, Landlock, io_uring, seccomp: the next stages that
-                   this list grows by; rings and images exist by then, threads don't
-    5 serve        only now is the first byte of the front end read
+    3 set-up       the worker opens nothing, but makes and sizes its rings, queues and mappings
+    4 sandbox      `confine`: the stages of shared/sandbox/stages.py, the filter last
+    5 serve        only now is the first byte of the front end read, only now do threads start
 
-A stage that fails ends the worker with a message that names the stage.
+A stage that fails ends the worker with a message that names the stage.  A worker calls
+`confine(name)` and has its sandbox; which one that is, who made it a process has said before
+(`Nursery`, or `enter_alone`).
 """
 
 from __future__ import annotations
 
 import os
-import resource
+import select
+import sys
 
 from native import _sandbox
-from shared.errors import SystemCallError, check
+from shared.errors import SandboxError, StratovirtError, check
+from shared.sandbox import policy, stages
 from workers.errors import StartError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 lib = _sandbox.lib
 
-# Stages in force, by name, in order; `query-workers` shows what a worker reports.
-STAGES = ("fds", "no-new-privs", "limits")
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_WALL = 0x40000000  # linux/wait.h, __WALL
+
+
+class Sandbox:
+    """What this process has to do, and what has been done for it, to be confined.
+
+    :param identity: who the core is, who workers can be.
+    :param slot: number of this worker among those that live, for a user of its own.
+    :param off: the stages given up.
+    :param inherited: names of the stages that hold already.
+    :param program: the filter; empty: none.
+    :param report_fd: where to say what ended the process (sv_report_deaths), `text`: for people.
+    """
+
+    def __init__(self, identity: stages.Identity, slot: int, off: frozenset[str],
+                 inherited: Iterable[str], program: bytes, report_fd: int,
+                 text: bool = False) -> None:
+        self.identity = identity
+        self.slot = slot
+        self.off = off
+        self.inherited = frozenset(inherited)
+        self.program = program
+        self.report_fd = report_fd
+        self.text = text
+
+
+current: Sandbox | None = None  # of this process; None: a test's, with nothing but the basics
+
+
+def load_filter(kind: str) -> bytes:
+    """The compiled policy of a kind of worker.
+
+    :raises PolicyError: it is missing or wrong.
+    """
+    return policy.compile_rules(policy.load(f"{_HERE}/{kind}/seccomp.policy"))
 
 
 def keep_only(fds: Iterable[int]) -> None:
@@ -48,30 +85,100 @@ def silence() -> None:
     os.close(fd)
 
 
-def die_with(parent: int) -> None:
-    """Be killed when the parent ends; `parent` is the pid that it must have now.
+def die_with_parent(channel: int = -1) -> None:
+    """Be killed when the parent ends; to be asked for again after each change of the user.
 
-    :raises StartError: it has ended already.
+    :param channel: descriptor whose other end the parent alone holds, to learn that it has
+        ended already (in a PID namespace nobody sees their parent's id).
+    :raises StartError: it has.
     """
     check(lib.sv_die_with_parent(), "Can't ask to end with the core")
-    if os.getppid() != parent:
-        raise StartError("limits: the core has ended already")
+    if channel >= 0:
+        poll = select.poll()
+        poll.register(channel, 0)
+        if poll.poll(0):
+            raise StartError("The core has ended already")
 
 
-def confine(name: str, sandbox: Callable[[], None] | None = None) -> tuple[str, ...]:
-    """Stages 3 and 4. Returns the names of the stages in force.
+def confine(name: str) -> tuple[str, ...]:
+    """Stage 4, for good. Returns the names of the sandbox's stages in force.
 
     :param name: what ps shows, cut to 15 bytes.
-    :param sandbox: the further stages of this kind of worker.
-    :raises StartError: names the stage that failed.
+    :raises SandboxError: names the stage that failed.
     """
-    try:
-        lib.sv_set_name(name.encode()[:15])
-        check(lib.sv_no_new_privs(), "no_new_privs")
-        # A core dump would hold guest data.
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (SystemCallError, ValueError, OSError) as error:
-        raise StartError(f"limits: {error}") from error
-    if sandbox is not None:
-        sandbox()
-    return STAGES
+    lib.sv_set_name(name.encode()[:15])
+    check(lib.sv_no_new_privs(), "no_new_privs")
+    sandbox = current
+    if sandbox is None:
+        return stages.ALWAYS
+    held = {*stages.ALWAYS, *sandbox.inherited}
+    held.update(stages.execute(stages.worker_stages(sandbox.identity, sandbox.slot, sandbox.off)))
+    die_with_parent(-1 if sandbox.text else sandbox.report_fd)
+    if "io-uring" not in sandbox.off:
+        held.add("io-uring")  # the data plane made no other rings
+    check(lib.sv_report_deaths(sandbox.report_fd, sandbox.text), "Can't watch for signals")
+    if sandbox.program:
+        error = lib.sv_filter_install(sandbox.program, len(sandbox.program))
+        if error < 0:
+            raise SandboxError("seccomp", os.strerror(-error))
+        held.add("seccomp")
+    return tuple(name for name in stages.DESCRIPTIONS if name in held)
+
+
+def restrict_rings() -> bool:
+    """Whether io_uring rings have to be restricted."""
+    return current is None or "io-uring" not in current.off
+
+
+def enter_alone(kind: str, off: frozenset[str]) -> None:
+    """For a program of its own: become a clone in the namespaces of the sandbox.
+
+    Returns in the clone; the process that was called waits for it and exits as it does.
+    Everything that has to be opened is open, and no thread runs.
+
+    :raises StratovirtError: a stage failed.
+    """
+    global current
+    program = b"" if "seccomp" in off else load_filter(kind)
+    check(lib.sv_load_late_parts(), "Can't prepare the C library")
+    identity = stages.Identity()
+    inherited = stages.execute(stages.nursery_stages(identity, off))
+    inherited += stages.clone_stages(off)
+    pidfd = _sandbox.ffi.new("int *", -1)
+    pid = clone(stages.clone_flags(off), pidfd, off)
+    if pid:
+        keep_only((int(pidfd[0]),))
+        ended = os.waitid(os.P_PIDFD, int(pidfd[0]), os.WEXITED | _WALL)
+        assert ended is not None
+        os._exit(ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status)
+    die_with_parent()
+    current = Sandbox(identity, 0, off, inherited, program, 2, text=True)
+
+
+def end_alone(status: int) -> int:
+    """For the end of a program: returns `status`, but in a clone, which ends here.
+
+    What the interpreter does at an ordinary exit needs more system calls than a worker has.
+    """
+    if current is not None:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(status)
+    return status
+
+
+def clone(flags: int, pidfd: object, off: frozenset[str]) -> int:
+    """The child's pid with *pidfd set, 0 in the child.
+
+    :raises SandboxError: a namespace can't be had; names the stage.
+    """
+    pid = lib.sv_clone(flags, pidfd)
+    if pid >= 0:
+        return int(pid)
+    for name in stages.clone_stages(off):
+        error = stages.try_namespace(name)
+        if error:
+            raise SandboxError(name, os.strerror(error))
+    raise StratovirtError(f"Can't clone a worker: {os.strerror(-pid)}",
+                          "check the limits on processes")

@@ -172,7 +172,7 @@ static bool run_inline(struct sv_blk_request *request, bool lonely)
 		return false;
 	if (io->op == SV_IO_READ) {
 		// Several small ones at once are cheaper through the ring, which enters once.
-		if (disk->no_nowait || (!lonely && queue->engine->kind == SV_ENGINE_URING &&
+		if (disk->no_nowait || (!lonely && queue->engine->kind != SV_ENGINE_THREADS &&
 					request->left < RING_READ_BYTES))
 			return false;
 		io->flags = RWF_NOWAIT;

@@ -23,9 +23,6 @@ struct sv_plane *sv_plane_create(const struct sv_disk *disk, unsigned int queues
 // Stops what still runs.
 void sv_plane_destroy(struct sv_plane *plane);
 
-// Whether io_uring may be used by this process: 0, or a negative errno.
-int sv_uring_probe(void);
-
 // Regions are added and removed while no queue runs (-EBUSY).
 int sv_plane_add_region(struct sv_plane *plane, uint64_t guest_addr, uint64_t size,
 			uint64_t offset, int fd);

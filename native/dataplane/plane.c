@@ -110,16 +110,6 @@ void sv_plane_destroy(struct sv_plane *plane)
 	free(plane);
 }
 
-int sv_uring_probe(void)
-{
-	struct io_uring ring;
-	int ret = io_uring_queue_init(1, &ring, 0);
-
-	if (!ret)
-		io_uring_queue_exit(&ring);
-	return ret;
-}
-
 static bool is_running(const struct sv_plane *plane)
 {
 	for (unsigned int i = 0; i < plane->count; i++) {

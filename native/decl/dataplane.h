@@ -7,7 +7,7 @@
 
 enum { SV_BLK_READ, SV_BLK_WRITE, SV_BLK_FLUSH, SV_BLK_DISCARD, SV_BLK_ZERO, SV_BLK_OTHER };
 
-enum sv_engine_kind { SV_ENGINE_THREADS, SV_ENGINE_URING, ... };
+enum sv_engine_kind { SV_ENGINE_THREADS, SV_ENGINE_URING, SV_ENGINE_URING_FREE, ... };
 
 struct sv_disk {
 	int fd;
@@ -71,7 +71,7 @@ struct sv_plane *sv_plane_create(const struct sv_disk *disk, unsigned int queues
 				 unsigned int queue_size, enum sv_engine_kind engine,
 				 struct sv_blk_counters *counters, int *error);
 void sv_plane_destroy(struct sv_plane *plane);
-int sv_uring_probe(void);
+int sv_uring_probe(bool restricted);
 int sv_plane_add_region(struct sv_plane *plane, uint64_t guest_addr, uint64_t size,
 			uint64_t offset, int fd);
 int sv_plane_remove_region(struct sv_plane *plane, uint64_t guest_addr, uint64_t size);

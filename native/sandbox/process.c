@@ -1,9 +1,12 @@
 #include "sandbox/sandbox.h"
 
+#include <dlfcn.h>
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,14 +16,14 @@ int sv_close_range(unsigned int first, unsigned int last)
 	return syscall(SYS_close_range, first, last, 0) < 0 ? -errno : 0;
 }
 
-int sv_clone_sibling(int *pidfd)
+int sv_clone(unsigned long flags, int *pidfd)
 {
-	unsigned long flags = CLONE_PARENT | CLONE_PIDFD;
 	int *tid = NULL;
 	long pid;
 
 	// As fork() does: the C library keeps the thread's id where the kernel clears it at the
 	// thread's end; the child's must be its own, or its mutexes confuse it with ours.
+	flags |= CLONE_PIDFD;
 	if (prctl(PR_GET_TID_ADDRESS, &tid) == 0 && tid)
 		flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
 #if defined(__x86_64__)
@@ -36,12 +39,32 @@ int sv_die_with_parent(void)
 	return prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 ? -errno : 0;
 }
 
-int sv_no_new_privs(void)
-{
-	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? -errno : 0;
-}
-
 int sv_set_name(const char *name)
 {
 	return prctl(PR_SET_NAME, name) < 0 ? -errno : 0;
+}
+
+static void *first_steps(void *argument)
+{
+	// The first heap of a thread makes the C library count processors in /sys. Volatile: the
+	// compiler must not see that nothing is done with it.
+	void *volatile block = malloc(64);
+
+	free(block);
+	return argument;
+}
+
+int sv_load_late_parts(void)
+{
+	pthread_t thread;
+	int ret;
+
+	// Opened when a thread is cancelled or ends itself.
+	if (!dlopen("libgcc_s.so.1", RTLD_NOW | RTLD_GLOBAL))
+		return -ENOENT;
+	// The first thread makes the C library install signal handlers.
+	ret = pthread_create(&thread, NULL, first_steps, NULL);
+	if (!ret)
+		ret = pthread_join(thread, NULL);
+	return -ret;
 }

@@ -10,7 +10,8 @@
 
 enum sv_engine_kind {
 	SV_ENGINE_THREADS,
-	SV_ENGINE_URING,
+	SV_ENGINE_URING,      // the rings take a disk's operations on the image, nothing else
+	SV_ENGINE_URING_FREE, // ... unrestricted: the sandbox's stage io-uring is off
 };
 
 // Used by one thread at a time; only sv_engine_complete may come from another one.
@@ -27,6 +28,10 @@ struct sv_engine {
 	struct sv_io *reaped;      // taken off `done`, not yet handed out
 	bool polled;               // something may be in `done`
 };
+
+// Whether this process may have io_uring, restricted as SV_ENGINE_URING or not: 0, or a
+// negative errno (restrictions need Linux 5.10).
+int sv_uring_probe(bool restricted);
 
 // `entries`: how many operations may be on the way at once. `fd`: the image.
 // -EPERM, -ENOSYS, -ENOMEM...: io_uring is not to be had here.

@@ -9,11 +9,15 @@
 
 int sv_thread_start(pthread_t *thread, void *(*body)(void *), void *argument)
 {
+	static const int deadly[] = {SIGSYS, SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE};
 	pthread_attr_t attr;
 	sigset_t all, old;
 	int ret;
 
 	sigfillset(&all);
+	// Those that end the process stay: their handler says why (native/sandbox/report.c).
+	for (size_t i = 0; i < sizeof(deadly) / sizeof(*deadly); i++)
+		sigdelset(&all, deadly[i]);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, STACK_SIZE);
 	pthread_sigmask(SIG_SETMASK, &all, &old);

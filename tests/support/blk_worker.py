@@ -19,6 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 USER_BASE = 0x7F0000000000  # where the front end pretends to have guest memory mapped
 
 
+def family(pid: int) -> list[int]:
+    """A process and its children: a sandboxed program's worker is one."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [pid, *(int(word) for word in children.split())]
+
+
 class BlkWorker:
     """`python -m workers.blk` on one end of a socketpair, our front end on the other."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.blk_worker import family
 from tests.support.capabilities import require
 from tests.support.guest_ring import FLUSH, IN, OK, OUT, BlkRequest, GuestMemory, GuestRing
 from tests.support.mmio_driver import FakeGuestMemory, MmioDriver
@@ -208,12 +210,14 @@ def test_the_end_of_the_back_end(disk: Disk) -> None:
 
 def test_a_stopped_back_end_blocks_nothing_for_long(disk: Disk) -> None:
     disk.start()
-    os.kill(disk.daemon.pid, 19)  # SIGSTOP
+    for pid in family(disk.daemon.pid):
+        os.kill(pid, signal.SIGSTOP)
     begin = time.monotonic()
     with pytest.raises(BackendError, match="in time"):
         disk.transport.pause(time.monotonic() + 0.3)
     assert time.monotonic() - begin < 3
-    os.kill(disk.daemon.pid, 18)  # SIGCONT
+    for pid in family(disk.daemon.pid):
+        os.kill(pid, signal.SIGCONT)
     disk.transport.resume()
     assert disk.device.state == RUNNING
     assert disk.read(3) == disk.content[1536:2048]

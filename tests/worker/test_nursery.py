@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from shared.memory_regions import MemoryRegion
+from shared.sandbox.stages import DESCRIPTIONS
 from shared.vhost_user.frontend import Frontend
 from tests.support.blk_worker import ROOT, USER_BASE
 from tests.support.guest_ring import FLUSH, OK, BlkRequest, GuestMemory, GuestRing
@@ -70,7 +71,7 @@ def test_worker_is_our_child_and_holds_only_its_own(nursery: Nursery, image: int
     os.set_inheritable(secret, True)
     worker = started(nursery, image)
     assert worker.state == "running"
-    assert worker.stages == ["fds", "no-new-privs", "limits"]
+    assert worker.stages == list(DESCRIPTIONS)
     assert worker.engine in ("io_uring", "threads")
     facts = status(worker.pid)
     assert int(facts["PPid"]) == os.getpid()

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 MAX_CPUS = 254
 MIN_MEMORY = 128 << 20
 MAX_MEMORY = 512 << 30
-SANDBOX_STAGES: tuple[str, ...] = ()  # none can be given up one by one yet
+# As shared/sandbox/stages.py names them, which is imported only when a worker is.
+SANDBOX_STAGES = ("user", "mount", "net", "ipc", "uts", "pid", "uid", "capabilities", "limits",
+                  "landlock", "io-uring", "seccomp")
 _QEMU_SANDBOX = ("obsolete", "elevateprivileges", "spawn", "resourcecontrol")
 
 
@@ -120,11 +122,13 @@ def _take_size(options: SubOptions, key: str) -> int:
 
 
 def parse_sandbox(config: VmConfig, text: str) -> None:
-    """`-sandbox on|off`, with QEMU's sub-options accepted."""
+    """`-sandbox on|off`, `-sandbox on,STAGE=off`, with QEMU's sub-options accepted."""
     options = SubOptions("-sandbox", text, ("enable",))
     config.sandbox.enabled = options.take_bool("enable", True)
     for key in _QEMU_SANDBOX:
         options.ignore(key)
+    off = [name for name in SANDBOX_STAGES if not options.take_bool(name, True)]
+    config.sandbox.off_stages = tuple(off) if config.sandbox.enabled else SANDBOX_STAGES
     options.finish()
 
 

@@ -18,13 +18,15 @@ from shared import log
 from shared.control.channel import Channel, ChannelClosed, pair
 from shared.control.codec import CodecError
 from shared.fds import close_all
+from shared.sandbox import OFF_VARIABLE
 from vmm.errors import WorkerSpawnError
 from vmm.worker.process import BLK_COUNTERS, WorkerProcess
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from shared.control.channel import Message
     from vmm.event_loop import EventLoop
 
 # What the nursery executes. Should the import fail, the channel is all there is to say so: the
@@ -49,10 +51,12 @@ class Nursery:
     """One nursery process at a time, and the workers that came from it.
 
     :param loop: main thread's; all callbacks run on it.
+    :param sandbox_off: stages of the workers' sandbox that the user gave up.
     """
 
-    def __init__(self, loop: EventLoop) -> None:
+    def __init__(self, loop: EventLoop, sandbox_off: Sequence[str] = ()) -> None:
         self.loop = loop
+        self._sandbox_off = ",".join(sandbox_off)
         self.main_thread = _thread.get_ident()
         self.pid = 0
         self._pidfd = -1
@@ -80,7 +84,8 @@ class Nursery:
         argv = [sys.executable, "-I", "-S", "-c", _CODE, *(p for p in sys.path if p)]
         try:
             # Its own session: a terminal's signals are for the core alone.
-            self.pid = os.posix_spawn(sys.executable, argv, {"LC_ALL": "C.UTF-8"},
+            environment = {"LC_ALL": "C.UTF-8", OFF_VARIABLE: self._sandbox_off}
+            self.pid = os.posix_spawn(sys.executable, argv, environment,
                                       file_actions=actions, setsid=True)
             self._pidfd = os.pidfd_open(self.pid)
         except OSError as error:

@@ -12,7 +12,7 @@ import mmap
 import os
 import select
 import time
-from _signal import SIGKILL, pidfd_send_signal  # type: ignore[import-not-found]
+from _signal import SIGKILL, SIGSYS, pidfd_send_signal  # type: ignore[import-not-found]
 from struct import unpack_from
 
 from shared import log
@@ -135,6 +135,12 @@ class WorkerProcess:
             log.warning(f"Worker {self.kind} '{self.device}': {_one_line(text)}")
         elif kind == "error":
             self.reason = _one_line(text)
+        elif kind in ("done", "failed"):
+            self.orders.answered(message)
+        elif kind == "io-error":
+            self._nursery.on_io_error(self, message)
+        elif kind == "died":
+            self.reason = _describe_death(message)
 
     def _on_end(self, events: int) -> None:
         self._drain_control()
@@ -224,6 +230,18 @@ class WorkerProcess:
                 self._on_end(0)
         if self.socket_fd >= 0:
             os.close(self.take_socket())
+
+
+def _describe_death(message: Message) -> str:
+    """What a worker's signal handler told in its last moment (native/sandbox/report.c)."""
+    number, call, address = (value if isinstance(value, int) else 0 for value in
+                             (message.get(name) for name in ("signal", "call", "address")))
+    if number == SIGSYS:
+        from shared.sandbox.policy import call_name
+
+        return f"its sandbox refused system call {call} ({call_name(call)})"
+    where = f" at address {address:#x}" if address else ""
+    return f"signal {number}{where}"
 
 
 def _one_line(text: str) -> str:

@@ -6,13 +6,14 @@ import fcntl
 import os
 
 from native import _dataplane
-from shared.errors import SharedError, SystemCallError, check
+from shared.errors import SandboxError, SharedError, SystemCallError, check
 from shared.throttling import BURST, LIMITS
 from shared.vhost_user import messages as m
 from shared.vhost_user.backend import BackendDevice
 from shared.virtio import blk
 from shared.virtio.features import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
 from workers.errors import DiskError
+from workers.startup import restrict_rings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,13 +37,17 @@ def choose_engine(aio: str) -> str:
     """"io_uring" or "threads" for the option `aio`.
 
     :raises DiskError: io_uring was demanded and the host forbids it.
+    :raises SandboxError: it was demanded, and the host can't restrict it.
     """
     if aio in ("threads", "off"):
         return "threads"
-    error = lib.sv_uring_probe()
+    error = lib.sv_uring_probe(restrict_rings())
     if error == 0:
         return "io_uring"
     if aio == "io_uring":
+        if lib.sv_uring_probe(False) == 0:
+            raise SandboxError("io-uring", f"the kernel can't restrict rings "
+                                           f"({os.strerror(-error)})")
         raise DiskError(f"This host refuses io_uring: {os.strerror(-error)}",
                         "say aio=threads, or allow it (sysctl kernel.io_uring_disabled)")
     return "threads"
@@ -76,7 +81,9 @@ class BlkDevice(BackendDevice):
             queues * COUNTER_BYTES)
         self._counters = ffi.from_buffer("struct sv_blk_counters[]", self._counter_memory)
         error = ffi.new("int *")
-        kind = lib.SV_ENGINE_URING if engine == "io_uring" else lib.SV_ENGINE_THREADS
+        kind = lib.SV_ENGINE_THREADS
+        if engine == "io_uring":
+            kind = lib.SV_ENGINE_URING if restrict_rings() else lib.SV_ENGINE_URING_FREE
         self._plane = lib.sv_plane_create(disk.native(), queues, queue_size, kind,
                                           self._counters, error)
         if self._plane == ffi.NULL:
@@ -225,7 +232,8 @@ class BlkDevice(BackendDevice):
         size = queue_count * lib.sv_inflight_size(queue_size)
         fd = os.memfd_create("vhost-user-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(fd, size)
+            # A write makes it as long: a worker may not shorten files, so it has no ftruncate.
+            os.pwrite(fd, b"\0", size - 1)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS,
                         fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             inflight = m.Inflight(size, 0, queue_count, queue_size)

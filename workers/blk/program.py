@@ -12,6 +12,7 @@ import os
 import sys
 
 from shared import throttling
+from shared.sandbox.stages import parse_option
 from workers.errors import UsageError
 
 TYPE_CHECKING = False
@@ -39,6 +40,7 @@ Serves one disk image to one vhost-user front end, then ends.
   --detect-zeroes=KIND off, on (zeroes are not written but made) or unmap (off)
   --throttling.NAME=N  limits a second: iops-total, iops-read, iops-write, bps-total, bps-read,
                        bps-write; NAME-max is how much may come at once after a pause
+  --sandbox=on|off     off: no sandbox; on,STAGE=off: without one of its stages (on)
   --print-capabilities print what is supported as JSON
   --help               print this
 """
@@ -60,6 +62,7 @@ class Options:
         self.discard = "ignore"
         self.detect_zeroes = "off"
         self.throttling: dict[str, int] = {}
+        self.sandbox_off: frozenset[str] = frozenset()
         self.action = "serve"
 
 
@@ -99,6 +102,8 @@ def _set(options: Options, name: str, value: str) -> None:
             options.aio = _choice(name, value, ("auto", "io_uring", "threads"))
         case "discard":
             options.discard = _choice(name, value, ("ignore", "unmap"))
+        case "sandbox":
+            options.sandbox_off = parse_option(value)
         case "detect-zeroes":
             options.detect_zeroes = _choice(name, value, ("off", "on", "unmap"))
         case _ if name.removeprefix("throttling.") in throttling.OPTIONS:
@@ -179,6 +184,7 @@ def connect(options: Options) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 after the front end left, 1 with one line on stderr for every error."""
     from shared.errors import StratovirtError
+    from workers.startup import end_alone
 
     try:
         options = parse(arguments)
@@ -188,19 +194,21 @@ def main(arguments: Sequence[str]) -> int:
         if options.action == "print-capabilities":
             print(json.dumps(CAPABILITIES))
             return 0
-        return _serve(options)
+        status = _serve(options)
     except StratovirtError as error:
         print(f"workers.blk: {error}", file=sys.stderr)
-        return 1
+        status = 1
+    return end_alone(status)
 
 
 def _serve(options: Options) -> int:
     from workers.blk.service import Service
-    from workers.startup import confine, keep_only
+    from workers.startup import confine, enter_alone, keep_only
 
     image = open_image(options)
     fd = connect(options)
     keep_only((image, fd))
+    enter_alone("blk", options.sandbox_off)
 
     def log(text: str) -> None:
         print(f"workers.blk: {text}", file=sys.stderr, flush=True)
