@@ -1,0 +1,1 @@
+"""Benchmarks beside a peer in the same run: `./dev bench [NAME...]`, docs/performance.md."""
