@@ -2,12 +2,17 @@
 
 Nothing here trusts the back end: every request has a time limit and `abort` ends every wait.
 A back end that refuses or is slow keeps its connection; one that vanishes, lies or says nothing
-at all loses it, and the device stays broken until a new one is made.  Either way the guest sees
-DEVICE_NEEDS_RESET and the VM goes on.
+at all loses it.  What follows depends on who looks after the device:
+
+- nobody (a foreign back end): it stays broken, the guest sees DEVICE_NEEDS_RESET, the VM goes on;
+- somebody (`on_lost` is set): he brings another back end with `replace_backend`, which goes on
+  with the rings where the last one stood.  Whoever needs the device meanwhile waits, within his
+  limit; the guest sees nothing but a pause.
 
 States: NEW (nothing said yet) → IDLE (features known) ⇄ RUNNING ⇄ PAUSED; any → BROKEN, CLOSED.
-PAUSED with `_stop_pending` means that the back end was told to stop its rings, or to start
-them, and has not confirmed it: what comes next stops them first.
+`_goal` is what the guest and the core want, whatever state the back end is in: IDLE, RUNNING or
+PAUSED.  PAUSED with a pending stop means that the back end was told to stop its rings, or to
+start them, and has not confirmed it: what comes next stops them first.
 `_lock` is held over every exchange.  Callbacks on the main loop never take it.
 """
 
@@ -19,20 +24,22 @@ import select
 import time
 
 from shared.errors import SharedError
-from shared.memory_regions import RegionTable
-from shared.vhost_user import messages as m
-from shared.vhost_user.errors import PeerRefusedError, TimedOutError, VhostUserError
-from shared.vhost_user.frontend import BackendChannel, Frontend
+from shared.vhost_user.errors import PeerRefusedError, TimedOutError
+from vmm.devices.vhost_session import Session
 from vmm.devices.virtio_device import QueueConfig, VirtioDevice
 from vmm.errors import BackendError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import TypeVar
 
     from vmm.config.model import ChardevConfig
+    from vmm.devices.vhost_session import Inflight
     from vmm.event_loop import EventLoop
     from vmm.memory import GuestMemory
+
+    T = TypeVar("T")
 
 NEW, IDLE, RUNNING, PAUSED, BROKEN, CLOSED = range(6)
 
@@ -40,21 +47,24 @@ NEW, IDLE, RUNNING, PAUSED, BROKEN, CLOSED = range(6)
 REQUEST_LIMIT = 5.0
 # Seconds for a reset: requests in flight have to end first, and a disk may be slow.
 RESET_LIMIT = 10.0
-DRAIN_POLL = 0.002
-
-# Virtio status bits for back ends with PF_STATUS (virtio 1.2, 2.1).
-_STATUS_STARTING = 1 | 2 | 8
-_STATUS_RUNNING = _STATUS_STARTING | 4
+RECOVERY_POLL = 0.001
 
 
 class VhostUserDevice(VirtioDevice):
     """Base of the devices behind vhost-user; a subclass knows features and config space.
 
     :param socket_fd: connected to the back end, which need not run yet; owned from now on.
+        -1: there is none yet; `on_needed` is called when the guest starts the device.
     :param queue_sizes: largest size of each queue that the guest sees.
     :param feature_mask: virtio features that this core and this device type can carry.
     :param foreign: not a worker of ours: GET_VRING_BASE may not wait for requests in flight.
+
+    `on_lost(text)`, if set, makes the device wait for `replace_backend` when its back end is
+    gone; `on_needed()` asks for the first one.  Both are called on any thread, must not wait.
     """
+
+    # What the core itself offers and serves, whatever the back end is (config space bits).
+    core_features = 0
 
     def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop,
                  queue_sizes: Sequence[int], feature_mask: int, foreign: bool) -> None:
@@ -62,28 +72,41 @@ class VhostUserDevice(VirtioDevice):
         self.queue_sizes = tuple(queue_sizes)
         self.on_config_change = _nothing
         self.on_failure = _nothing_with_text
+        self.on_lost: Callable[[str], None] | None = None
+        self.on_needed = _nothing
         self.state = NEW
         self._peer = f"back end of {id}"
         self._memory = memory
         self._loop = loop
         self._feature_mask = feature_mask
-        self._foreign = foreign
         self._abort_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._error_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._frontend = Frontend(socket_fd, self._peer, self._abort_fd, REQUEST_LIMIT)
-        self._channel: BackendChannel | None = None
         self._lock = _thread.allocate_lock()
-        self._stop_pending = False
-        self._hung_up_seen = False
+        self._goal = IDLE
         self._trouble = ""               # why the state is BROKEN
-        self._memory_sent = False
         self._features = 0               # negotiated with the driver
         self._queues: list[QueueConfig] = []
         self._bases: dict[int, int] = {}  # next available index of each stopped ring
-        self._inflight: tuple[m.Inflight, int] | None = None
-        self._watched_fd = self._frontend.connection.fileno()
-        loop.add(self._watched_fd, select.EPOLLRDHUP, self._hung_up)
+        self._inflight: Inflight | None = None
+        self._session: Session | None = None
+        if socket_fd >= 0:
+            self._session = self._connect(socket_fd, foreign)
+        else:
+            self.state = BROKEN
+            self._trouble = "there is none yet"
         loop.add(self._error_fd, select.EPOLLIN, self._ring_error)
+
+    def _connect(self, fd: int, foreign: bool) -> Session:
+        session: Session
+
+        def hung_up() -> None:
+            if self._session is session:
+                self._hung_up()
+
+        session = Session(fd, self._peer, self._memory, self._loop, self._abort_fd,
+                          self._error_fd, foreign, REQUEST_LIMIT,
+                          self._config_went_stale, hung_up)
+        return session
 
     # ---- VirtioDevice ----------------------------------------------------------------------
 
@@ -92,9 +115,8 @@ class VhostUserDevice(VirtioDevice):
 
         :raises BackendError: it doesn't come, or the back end is of no use.
         """
-        with _Held(self, REQUEST_LIMIT):
-            self._ready()
-            return self._frontend.features & self._feature_mask
+        return self._exchange(REQUEST_LIMIT, lambda session: session.features
+                              & self._feature_mask) | self.core_features
 
     def activate(self, features: int, queues: Sequence[QueueConfig]) -> None:
         """See `VirtioDevice.activate`.
@@ -102,39 +124,59 @@ class VhostUserDevice(VirtioDevice):
         :raises BackendError: the back end refused, failed or is too slow.
         """
         with _Held(self, REQUEST_LIMIT):
-            self._ready()
-            if self.state != IDLE:
+            if self._goal != IDLE or self.state == CLOSED:
                 raise BackendError(f"The {self._peer} is already started", "reset the device")
-            self._features = features
+            self._goal = RUNNING
+            self._features = features & ~self.core_features
             self._queues = [queue for queue in queues if queue.ready]
             self._bases = {queue.index: 0 for queue in self._queues}
-            self._start()
+            if self.state == BROKEN and self._is_kept():
+                self.on_needed()  # the next back end starts the rings
+                return
+            try:
+                self._start(self._ready())
+            except BackendError:
+                if not self._is_recovering():
+                    raise  # the driver has to reset the device
 
     def reset(self) -> None:
         """See `VirtioDevice.reset`.
 
         :raises BackendError: rings could not be stopped; guest memory may still be touched.
         """
-        deadline = time.monotonic() + RESET_LIMIT
-        with _Held(self, RESET_LIMIT):
-            if self.state not in (RUNNING, PAUSED):
-                # A dead back end touches nothing; one that hangs was cut off, as far as we can.
-                return
-            self._stop(deadline)
-            with _Guarded(self):
-                if self._frontend.protocol & m.PF_RESET_DEVICE:
-                    self._frontend.reset_device(deadline)
-                elif self._frontend.protocol & m.PF_STATUS:
-                    self._frontend.set_status(0, deadline)
-                self._frontend.finish(deadline)
+        def action(deadline: float) -> None:
+            if self.state in (RUNNING, PAUSED):
+                session = self._current()
+                self._stop(session, deadline)
+                with _Guarded(self):
+                    session.reset(deadline)
+                self.state = IDLE
+            # A dead foreign back end touches nothing; one that hangs was cut off, as far as we
+            # can.
+            self._goal = IDLE
             self._drop_inflight()
-            self.state = IDLE
+
+        if self._goal == IDLE:
+            return
+        self._retried(time.monotonic() + RESET_LIMIT, action)
 
     def pause(self, deadline: float) -> None:
         """See `VirtioDevice.pause`."""
-        with _Held(self, deadline - time.monotonic()):
+        def action(deadline: float) -> None:
             if self.state in (RUNNING, PAUSED):
-                self._stop(deadline)
+                self._stop(self._current(), deadline)
+            if self._goal == RUNNING:
+                self._goal = PAUSED
+
+        if self._goal == IDLE:
+            return
+        try:
+            self._retried(deadline, action)
+        except BackendError:
+            # The VM is paused all the same: nobody must start the rings before `resume`.
+            if self._goal == RUNNING:
+                self._goal = PAUSED
+            raise
 
     def resume(self) -> None:
         """See `VirtioDevice.resume`.
@@ -142,12 +184,25 @@ class VhostUserDevice(VirtioDevice):
         :raises BackendError: the back end failed meanwhile.
         """
         with _Held(self, REQUEST_LIMIT):
-            if self.state == BROKEN:
+            if self.state == BROKEN and not self._is_kept():
                 raise self._broken_error()
-            if self.state == PAUSED:
-                if self._stop_pending:
-                    self._stop(time.monotonic() + REQUEST_LIMIT)
-                self._start()
+            if self._goal != PAUSED:
+                return
+            self._goal = RUNNING
+            if self.state == BROKEN:
+                self.on_needed()
+                return
+            session = self._current()
+            if self.state == RUNNING:
+                return  # `pause` gave up, somebody brought another back end
+            try:
+                if session.stop_pending:
+                    self._stop(session, time.monotonic() + REQUEST_LIMIT)
+                self._start(session)
+            except BackendError:
+                if not self._is_recovering():
+                    self._goal = PAUSED
+                    raise
 
     def abort(self) -> None:
         """End every wait for the back end, now and in future. Any thread; never waits."""
@@ -159,186 +214,186 @@ class VhostUserDevice(VirtioDevice):
         if self.state == CLOSED:
             return
         self.abort()
-        self._loop.remove(self._watched_fd)
         self._loop.remove(self._error_fd)
         with self._lock:
             self.state = CLOSED
-            self._close_channel()
+            self._drop_session()
             self._drop_inflight()
-            self._frontend.close()
             os.close(self._abort_fd)
             os.close(self._error_fd)
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Ignored: subclasses forward what is writable."""
 
+    # ---- another back end ------------------------------------------------------------------
+
+    def replace_backend(self, socket_fd: int, deadline: float, drain: bool) -> None:
+        """Go on with another back end, where the last one stands.
+
+        RUNNING goes on running, PAUSED stays paused; the driver notices nothing.  The caller
+        has made sure that the last one's I/O has ended, if `drain` is False.
+
+        :param socket_fd: connected to the new one; owned from now on, whatever happens.
+        :param deadline: monotonic seconds.
+        :param drain: the last one lives: it finishes what it has taken first.
+        :raises BackendError: the last one could not be drained (it stays), or the new one is of
+            no use (the device is broken then).
+        """
+        try:
+            with _Held(self, deadline - time.monotonic()):
+                if self.state == CLOSED:
+                    raise self._broken_error()
+                if drain and self.state in (RUNNING, PAUSED):
+                    self._stop(self._current(), deadline)
+                elif self.state != PAUSED or (self._session and self._session.stop_pending):
+                    # It died on the way: what it has given back counts, the record of requests
+                    # in flight tells the rest.
+                    self._restore_bases()
+                self._drop_session()
+                self._session = self._connect(socket_fd, foreign=False)
+                socket_fd = -1
+                self.state = NEW
+                self._trouble = ""
+                if self._goal != IDLE:
+                    self._take_over(self._ready())
+        finally:
+            if socket_fd >= 0:
+                os.close(socket_fd)
+
+    def _restore_bases(self) -> None:
+        for queue in self._queues if self._goal != IDLE else ():
+            self._bases[queue.index] = int.from_bytes(self._memory.read(queue.used + 2, 2),
+                                                      "little")
+
+    def _take_over(self, session: Session) -> None:
+        missing = self._features & ~session.features
+        if missing:
+            error = BackendError(f"The new {self._peer} lacks the features {missing:#x}, which "
+                                 "the driver uses", "give it what the last one had")
+            self._break(error)
+            raise error
+        if self._goal == RUNNING:
+            self._start(session)
+        else:
+            self.state = PAUSED
+
+    def lost(self, trouble: str) -> None:
+        """The back end's process is gone, or of no use: don't wait for it any more."""
+        with self._lock:
+            if self.state not in (BROKEN, CLOSED):
+                self._break(BackendError(trouble))
+
     # ---- for subclasses --------------------------------------------------------------------
 
     def _fetch_config(self, offset: int, size: int) -> bytes:
         """GET_CONFIG; the back end is asked every time."""
-        with _Held(self, REQUEST_LIMIT):
-            self._ready()
-            if not self._frontend.protocol & m.PF_CONFIG:
+        def action(session: Session) -> bytes:
+            if not session.has_config:
                 raise BackendError(f"The {self._peer} has no config space",
                                    "this device needs one with protocol feature CONFIG")
             with _Guarded(self):
-                return self._frontend.get_config(offset, size)
+                return session.get_config(offset, size)
+
+        return self._exchange(REQUEST_LIMIT, action)
 
     def _forward_config(self, offset: int, data: bytes) -> None:
         """SET_CONFIG."""
-        with _Held(self, REQUEST_LIMIT):
-            self._ready()
-            if self._frontend.protocol & m.PF_CONFIG:
+        def action(session: Session) -> int:
+            if session.has_config:
                 with _Guarded(self):
-                    self._frontend.set_config(offset, data)
-                    self._frontend.finish()
+                    session.set_config(offset, data)
+            return 0
+
+        self._exchange(REQUEST_LIMIT, action)
 
     def _config_went_stale(self) -> None:
         """The back end says that its config space changed (main loop; must not wait)."""
         self.on_config_change()
 
+    # ---- waiting for who looks after the device --------------------------------------------
+
+    def _is_kept(self) -> bool:
+        """Somebody brings another back end."""
+        return self.on_lost is not None
+
+    def _is_recovering(self) -> bool:
+        return self.state == BROKEN and self._is_kept()
+
+    def _wait_recovered(self, deadline: float) -> None:
+        """Wait, without the lock, until there is a back end again.
+
+        :raises BackendError: there is none by `deadline`.
+        """
+        while self.state == BROKEN:
+            if time.monotonic() > deadline:
+                raise self._broken_error()
+            time.sleep(RECOVERY_POLL)
+
+    def _retried(self, deadline: float, action: Callable[[float], None]) -> None:
+        """`action(deadline)` under the lock; again, if the back end ended meanwhile and
+        another one took over."""
+        while True:
+            if self._is_recovering() and self._session is not None:
+                self._wait_recovered(deadline)
+            with _Held(self, deadline - time.monotonic()):
+                try:
+                    action(deadline)
+                    return
+                except BackendError:
+                    if not self._is_recovering():
+                        raise
+
+    def _exchange(self, limit: float, action: Callable[[Session], T]) -> T:
+        """`action(session)` under the lock with a greeted back end; again as `_retried`."""
+        deadline = time.monotonic() + limit
+        while True:
+            if self._is_recovering():
+                self._wait_recovered(deadline)
+            with _Held(self, limit):
+                try:
+                    return action(self._ready())
+                except BackendError:
+                    if not self._is_recovering():
+                        raise
+
     # ---- inside: all under the lock --------------------------------------------------------
 
-    def _ready(self) -> None:
+    def _current(self) -> Session:
+        assert self._session is not None
+        return self._session
+
+    def _ready(self) -> Session:
         """Handshake, once, by whoever comes first."""
         if self.state in (BROKEN, CLOSED):
             raise self._broken_error()
-        if self.state != NEW:
-            return
-        with _Guarded(self):
-            frontend = self._frontend
-            frontend.handshake()
-            if 0 < frontend.queue_count < len(self.queue_sizes):
-                raise BackendError(
-                    f"The {self._peer} has {frontend.queue_count} queues, "
-                    f"{len(self.queue_sizes)} were asked for", "lower num-queues")
-            if frontend.protocol & m.PF_BACKEND_REQ:
-                self._open_channel()
-        self.state = IDLE
-
-    def _open_channel(self) -> None:
-        fd = self._frontend.open_backend_channel()
-        self._channel = BackendChannel(fd, self._peer, self._config_went_stale)
-        self._frontend.finish()
-        self._loop.add(fd, select.EPOLLIN, self._channel_ready)
-
-    def _start(self) -> None:
-        """Set everything up, start the rings, kick and call each once."""
-        # Until the back end has confirmed it all, some rings may run and some not.
-        self.state = PAUSED
-        self._stop_pending = True
-        with _Guarded(self):
-            self._send_all()
-        self._stop_pending = False
-        self.state = RUNNING
-        # What the guest kicked, or the old run called, while nobody listened.
-        for queue in self._queues:
-            os.eventfd_write(queue.kick_fd, 1)
-            os.eventfd_write(queue.call_fd, 1)
-
-    def _send_all(self) -> None:
-        frontend = self._frontend
-        frontend.set_features(self._features)
-        if frontend.protocol & m.PF_STATUS:
-            frontend.set_status(_STATUS_STARTING)
-        self._send_memory()
-        self._send_inflight()
-        for queue in self._queues:
-            self._send_ring(queue)
-        if frontend.features & m.F_PROTOCOL_FEATURES:
-            for queue in self._queues:
-                frontend.set_vring_enable(queue.index, True)
-        if frontend.protocol & m.PF_STATUS:
-            frontend.set_status(_STATUS_RUNNING)
-        frontend.finish()
-
-    def _send_memory(self) -> None:
-        # Once a connection. One message sets the whole table; ADD_MEM_REG is for more regions
-        # than it holds, and for hotplug.
-        if self._memory_sent:
-            return
-        regions = self._memory.regions
-        if len(regions) <= m.MAX_TABLE_REGIONS:
-            self._frontend.set_mem_table(regions, [self._memory.fd] * len(regions))
-        elif self._frontend.protocol & m.PF_CONFIGURE_MEM_SLOTS:
-            slots = self._frontend.get_max_mem_slots()
-            if slots < len(regions):
-                raise BackendError(f"The {self._peer} takes {slots} memory regions",
-                                   f"{len(regions)} are needed: give the VM less memory")
-            for region in regions:
-                self._frontend.add_mem_region(region, self._memory.fd)
-        else:
-            raise BackendError(f"The {self._peer} takes {m.MAX_TABLE_REGIONS} memory regions",
-                               f"{len(regions)} are needed: use another back end")
-        self._memory_sent = True
-
-    def _send_inflight(self) -> None:
-        if not self._frontend.protocol & m.PF_INFLIGHT_SHMFD or not self._queues:
-            return
-        if self._inflight is None:
-            size = max(queue.size for queue in self._queues)
-            self._inflight = self._frontend.get_inflight(len(self.queue_sizes), size)
-        if self._inflight is not None:
-            self._frontend.set_inflight(*self._inflight)
-
-    def _send_ring(self, queue: QueueConfig) -> None:
-        table = RegionTable(self._memory.regions)
-        index, size = queue.index, queue.size
-        frontend = self._frontend
-        frontend.set_vring_num(index, size)
-        frontend.set_vring_base(index, self._bases[index])
-        frontend.set_vring_addr(index, table.to_user(queue.desc, 16 * size),
-                                table.to_user(queue.avail, 6 + 2 * size),
-                                table.to_user(queue.used, 6 + 8 * size))
-        frontend.set_vring_err(index, self._error_fd)
-        # Before the kick, which starts the ring: no completion may go unsignalled.
-        frontend.set_vring_call(index, queue.call_fd)
-        frontend.set_vring_kick(index, queue.kick_fd)
-
-    def _stop(self, deadline: float) -> None:
-        """Stop every ring and wait until nothing is in flight; RUNNING becomes PAUSED."""
-        if self.state == RUNNING and self._foreign:
-            self._quiesce(deadline)
-        if self.state == RUNNING or self._stop_pending:
-            self.state = PAUSED
-            self._stop_pending = True
+        session = self._current()
+        if self.state == NEW:
             with _Guarded(self):
-                for queue in self._queues:
-                    self._bases[queue.index] = self._frontend.get_vring_base(queue.index, deadline)
-            self._stop_pending = False
-        if self._foreign:
-            for queue in self._queues:
-                self._wait_used(queue, self._bases[queue.index], deadline)
+                session.greet(self._announced_queues())
+            self.state = IDLE
+        return session
 
-    def _quiesce(self, deadline: float) -> None:
-        """Let a foreign back end finish what the guest has queued, before it is stopped.
+    def _announced_queues(self) -> int:
+        """The number of queues that the back end must announce."""
+        return len(self.queue_sizes)
 
-        qemu-storage-daemon 7.2 gives up for good ("Error writing eventfd") when a request ends
-        after GET_VRING_BASE, which closes the call descriptor.  If this takes too long the
-        rings go on running, and the caller is told.
-        """
-        if self._frontend.broken is not None:
-            return
-        for queue in self._queues:
-            # The guest may have been stopped between queueing and kicking.
-            os.eventfd_write(queue.kick_fd, 1)
-        for queue in self._queues:
-            self._wait_used(queue, self._index(queue.avail), deadline)
+    def _start(self, session: Session) -> None:
+        """Set everything up, start the rings, kick and call each once."""
+        self.state = PAUSED
+        with _Guarded(self):
+            self._inflight = session.start(self._features, self._queues, self._bases,
+                                           self._inflight, len(self.queue_sizes))
+        self.state = RUNNING
 
-    def _wait_used(self, queue: QueueConfig, index: int, deadline: float) -> None:
-        """Wait until the used index of a split ring has reached `index`."""
-        while self._index(queue.used) != index:
-            if time.monotonic() + DRAIN_POLL > deadline:
-                raise BackendError(f"The {self._peer} did not finish its requests in time",
-                                   "it hangs, or its disk does")
-            if self._hung_up_seen:
-                raise BackendError(f"The {self._peer} is gone with requests in flight",
-                                   "look at its log")
-            time.sleep(DRAIN_POLL)
-
-    def _index(self, ring_part: int) -> int:
-        """`idx` of an available or used ring (virtio 1.2, 2.7.6, 2.7.8)."""
-        return int.from_bytes(self._memory.read(ring_part + 2, 2), "little")
+    def _stop(self, session: Session, deadline: float) -> None:
+        """Stop every ring and wait until nothing is in flight; RUNNING becomes PAUSED."""
+        if self.state == RUNNING:
+            session.quiesce(self._queues, deadline)
+        if self.state == RUNNING or session.stop_pending:
+            self.state = PAUSED
+            with _Guarded(self):
+                session.stop(self._queues, self._bases, deadline)
+        session.drain(self._queues, self._bases, deadline)
 
     def _drop_inflight(self) -> None:
         # A buffer belongs to one life of the driver: after a reset a new one is asked for.
@@ -346,19 +401,19 @@ class VhostUserDevice(VirtioDevice):
             os.close(self._inflight[1])
             self._inflight = None
 
+    def _drop_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
     def _break(self, error: Exception) -> None:
-        """Close the connection; the device is of no use until it is made anew."""
+        """Close the connection; the device needs another back end, or to be made anew."""
         self.state = BROKEN
         self._trouble = str(error)
-        self._loop.remove(self._watched_fd)
-        self._close_channel()
-        self._frontend.connection.shutdown()
-
-    def _close_channel(self) -> None:
-        if self._channel is not None:
-            self._loop.remove(self._channel.fileno())
-            self._channel.close()
-            self._channel = None
+        if self._session is not None:
+            self._session.cut()
+        if self.on_lost is not None:
+            self.on_lost(self._trouble)
 
     def _broken_error(self) -> BackendError:
         if self.state == CLOSED:
@@ -368,12 +423,13 @@ class VhostUserDevice(VirtioDevice):
 
     # ---- callbacks on the main loop: no lock, no wait --------------------------------------
 
-    def _hung_up(self, events: int) -> None:
+    def _hung_up(self) -> None:
         """The back end closed the socket, or died."""
-        self._loop.remove(self._watched_fd)
-        self._hung_up_seen = True
-        if self.state in (RUNNING, PAUSED):
-            self.on_failure(f"The {self._peer} is gone; look at its log")
+        text = f"The {self._peer} is gone; look at its log"
+        if self.on_lost is not None:
+            self.on_lost(text)
+        elif self.state in (RUNNING, PAUSED):
+            self.on_failure(text)
 
     def _ring_error(self, events: int) -> None:
         try:
@@ -381,18 +437,6 @@ class VhostUserDevice(VirtioDevice):
         except BlockingIOError:
             return
         self.on_failure(f"The {self._peer} can't serve a queue any more; look at its log")
-
-    def _channel_ready(self, events: int) -> None:
-        channel = self._channel
-        if channel is None:
-            return
-        fd = channel.fileno()
-        try:
-            channel.handle_one(0.0)
-        except VhostUserError:
-            # Only config changes come this way; a dead back end shows on the main socket too.
-            if fd >= 0:
-                self._loop.remove(fd)
 
 
 class _Held:
@@ -434,7 +478,7 @@ class _Guarded:
             device._break(error)
         elif isinstance(error, (SharedError, OSError)):
             mild = isinstance(error, (PeerRefusedError, TimedOutError))
-            if not mild or device._frontend.broken is not None or device.state == NEW:
+            if not mild or device._current().broken or device.state == NEW:
                 device._break(error)
             raise BackendError(f"Device {device.id}: {error}") from error
 

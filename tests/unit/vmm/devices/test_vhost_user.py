@@ -398,7 +398,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Silent]:
 
 
 def test_a_silent_back_end_costs_its_limit_once(silent: Silent) -> None:
-    silent.device._frontend.limit = 0.1
+    silent.device._current()._frontend.limit = 0.1
     with pytest.raises(BackendError, match="did not send a message in time"):
         silent.device.features()
     assert silent.device.state == BROKEN
