@@ -78,6 +78,8 @@ def _start(config: VmConfig, cleanup: Cleanup) -> Vm:
 
     events = Events()
     vm = Vm(config, loop, events, cleanup)
+    if nursery is not None:
+        nursery.on_io_error = vm.io_error
     machine = _build_machine(vm, nursery, cleanup) if config.machine.kind != "none" else None
     server = QmpServer(vm)
     cleanup.push(server.close)

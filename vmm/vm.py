@@ -24,8 +24,9 @@ from vmm.hypervisor.interface import EXIT_POWEROFF, EXIT_RESET, EXIT_SHUTDOWN
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from vmm.block.io_errors import IoErrors
     from vmm.chardev.base import Chardev
     from vmm.cleanup import Cleanup
     from vmm.config.model import VmConfig
@@ -59,6 +60,7 @@ class Vm:
         self.machine: Machine | None = None
         self._transition = ""  # "stop", "cont", "reset" while one is under way
         self._clock: bytes | None = None
+        self._io_errors: IoErrors | None = None
 
     # ---- what QMP reads --------------------------------------------------------------------
 
@@ -255,6 +257,25 @@ class Vm:
             self.loop.stop()
 
         self._off_loop(lambda: machine.end(time.monotonic() + END_LIMIT), finish)
+
+    # ---- workers ---------------------------------------------------------------------------
+
+    def _worker_ended(self, worker: WorkerProcess, reason: str) -> None:
+        """A worker is gone though nobody asked: its device fails (the guest sees
+        DEVICE_NEEDS_RESET), the VM goes on."""
+        if self.run_state == "shutdown" or worker.stopping:
+            return
+        self.events.emit("WORKER_CRASHED", {"device": worker.device, "pid": worker.pid,
+                                            "reason": reason})
+        self.events.emit("WORKER_GIVEN_UP", {"device": worker.device, "reason": reason})
+
+    def io_error(self, worker: WorkerProcess, message: Mapping[str, object]) -> None:
+        """A worker reports that the host failed a request: BLOCK_IO_ERROR, the VM goes on."""
+        if self._io_errors is None:
+            from vmm.block.io_errors import IoErrors  # seldom needed
+
+            self._io_errors = IoErrors(self.events, self.blocks)
+        self._io_errors.report(worker, message)
 
     # ---- helpers ---------------------------------------------------------------------------
 

@@ -86,6 +86,34 @@ class Image:
         except OSError as error:
             raise _cannot_open(self.path, error) from error
 
+    def measure(self) -> None:
+        """Read the size again: somebody may have changed it."""
+        self.size = (os.lseek(self.fd, 0, os.SEEK_END) if self.is_block_device
+                     else os.fstat(self.fd).st_size)
+
+    def grow(self, size: int) -> None:
+        """Make a regular file `size` bytes long; a block device must have grown by itself.
+
+        :raises ConfigError: read-only, smaller than it is, or not to be had.
+        """
+        self.measure()
+        if size < self.size:
+            raise ConfigError(f"{self.path} has {self.size} bytes: making it smaller would cut off "
+                              f"the guest's data", "ask for more than it has")
+        if self.is_block_device:
+            if size > self.size:
+                raise ConfigError(f"{self.path} is a block device of {self.size} bytes",
+                                  "grow the device first")
+            return
+        if self.readonly:
+            raise ConfigError(f"{self.path} is read-only", "open it for writing to grow it")
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as error:
+            raise ConfigError(f"Can't grow {self.path} to {size} bytes: "
+                              f"{_describe(error)}") from error
+        self.size = size
+
     def lock(self) -> None:
         """Take QEMU's locks: shared for a reader, exclusive for a writer.
 

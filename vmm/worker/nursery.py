@@ -65,6 +65,8 @@ class Nursery:
         self._failure = ""  # what the nursery said of itself
         self._waiting: dict[int, WorkerProcess] = {}  # asked for, not answered
         self.workers: list[WorkerProcess] = []        # alive, or hoped to be
+        # Called for each failed request that a worker reports; the message is not checked.
+        self.on_io_error: Callable[[WorkerProcess, Message], None] = _ignore
 
     # ---- the process -----------------------------------------------------------------------
 
@@ -209,6 +211,10 @@ class Nursery:
         for worker in list(self.workers):
             worker.close()
         self._drop()
+
+
+def _ignore(worker: WorkerProcess, message: Message) -> None:
+    pass
 
 
 def _make_fds(theirs: list[int], queues: int) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from struct import unpack_from
 from shared import log
 from shared.control.channel import Channel, ChannelClosed
 from shared.control.codec import CodecError
+from vmm.worker.orders import Orders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,12 +47,13 @@ class WorkerProcess:
     the vhost-user connection (the device takes it over: `take_socket`); stages are the sandbox
     stages that the worker says are in force; reason says why it is dead.
 
+    orders: what it can be asked for.
     on_end: called on the main loop when it has ended, with the reason; None: only logged.
     """
 
     __slots__ = ("_control", "_counters", "_nursery", "_queues", "_reported", "_silent",
-                 "_started", "device", "engine", "kind", "on_end", "pid", "pidfd", "reason",
-                 "restarts", "serial", "socket_fd", "stages", "state", "stopping")
+                 "_started", "device", "engine", "kind", "on_end", "orders", "pid", "pidfd",
+                 "reason", "restarts", "serial", "socket_fd", "stages", "state", "stopping")
 
     def __init__(self, nursery: Nursery, serial: int, kind: str, device: str, socket_fd: int,
                  control_fd: int, counters_fd: int, queues: int) -> None:
@@ -70,6 +72,7 @@ class WorkerProcess:
         self.stopping = False
         self.on_end: Callable[[str], None] | None = None
         self._control = Channel(control_fd, blocking=False)
+        self.orders = Orders(self._control)
         self._silent = False
         self._reported = False
         self._queues = queues
@@ -176,6 +179,7 @@ class WorkerProcess:
         self._nursery.forget(self)
         if not self.stopping:
             log.error(f"Worker {self.kind} '{self.device}' (pid {self.pid}) ended: {reason}")
+        self.orders.abandon("the worker ended")
         if self.on_end is not None:
             self.on_end(reason)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+from shared.errors import SharedError
 from shared.throttling import BURST
 from vmm.qmp.commands.workers import totals
-from vmm.qmp.registry import Argument, Command
+from vmm.qmp.errors import DeviceNotFound, QmpError
+from vmm.qmp.registry import DEFERRED, Argument, Command
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from vmm.qmp.connection import Request
     from vmm.vm import Vm
 
+_SECTOR = 512
+_RESIZE_LIMIT = 5.0  # seconds for the worker to answer
 # QMP's name of a counter, and the worker's.
 _COUNTERS = {
     "rd_bytes": "read_bytes", "wr_bytes": "written_bytes", "rd_operations": "reads",
@@ -85,6 +89,48 @@ def _query_blockstats(request: Request) -> object:
              "stats": _statistics(vm, node)} for name, node in vm.blocks.items()]
 
 
+def _find_node(request: Request) -> BlockNode:
+    """By `node-name`, or by `device`: a back end's id or that of the device that uses it."""
+    name, device = request.arguments.get("node-name"), request.arguments.get("device")
+    if (name is None) == (device is None):
+        raise QmpError("The command needs either 'device' or 'node-name'", "give one of them")
+    blocks = request.vm.blocks
+    if name is not None:
+        node = blocks.get(name)
+    else:
+        node = blocks.get(str(device)) or next((node for node in blocks.values()
+                                           if node.device_id == device), None)
+    if node is None:
+        raise DeviceNotFound(f"There is no block device '{device or name}'",
+                             "query-block lists those that there are")
+    return node
+
+
+def _block_resize(request: Request) -> object:
+    """Answered when the worker serves the new size; what the guest does with it is its affair."""
+    node, size = _find_node(request), request.arguments["size"]
+    if size % _SECTOR:
+        raise QmpError(f"The argument 'size' must be a multiple of {_SECTOR}", f"{size} is not")
+    node.image.grow(size)
+    device = request.vm.devices.get(node.device_id) if node.device_id is not None else None
+    worker = device.worker if device is not None else None
+    if worker is None or worker.state == "dead":
+        return {}  # whoever serves it next measures it
+    # One that is just starting may have measured it already.
+
+    def finish(problem: str) -> None:
+        timer.cancel()
+        request.done(QmpError(f"The image has {size} bytes now, but {problem}",
+                              "the guest keeps its old size") if problem else None)
+
+    timer = request.vm.loop.call_later(_RESIZE_LIMIT, lambda: finish("the worker doesn't answer"))
+    try:
+        worker.orders.send("resize", finish)
+    except SharedError as error:
+        finish(f"the worker can't be told: {error}")
+    return DEFERRED
+
+
 TYPES: dict[str, dict[str, str] | tuple[str, ...]] = {
     "BlockInfo": {"device": "str", "qdev?": "str", "type": "str", "removable": "bool",
                   "locked": "bool", "io-status?": "BlockDeviceIoStatus",
@@ -121,5 +167,8 @@ COMMANDS = (
             Argument("flat", "bool", optional=True), returns="[BlockDeviceInfo]"),
     Command("query-blockstats", _query_blockstats,
             Argument("query-nodes", "bool", optional=True), returns="[BlockStats]"),
+    Command("block_resize", _block_resize,
+            Argument("device", "str", optional=True), Argument("node-name", "str", optional=True),
+            Argument("size", "int", low=0, high=(1 << 62) - 1)),
     Command("query-block-jobs", _nothing, returns="[BlockJobInfo]"),
 )

@@ -8,8 +8,14 @@ EVENTS: dict[str, dict[str, str]] = {
     "STOP": {},
     "RESUME": {},
     "POWERDOWN": {},
+    "BLOCK_IO_ERROR": {"device": "str", "node-name?": "str", "operation": "IoOperationType",
+                       "action": "BlockErrorAction", "nospace": "bool", "reason": "str"},
+    "WORKER_CRASHED": {"device": "str", "pid": "int", "reason": "str"},
+    "WORKER_GIVEN_UP": {"device": "str", "reason": "str"},
 }
 
 TYPES: dict[str, dict[str, str] | tuple[str, ...]] = {
+    "IoOperationType": ("read", "write"),
+    "BlockErrorAction": ("ignore", "report", "stop"),
     "ShutdownCause": ("host-qmp-quit", "host-signal", "guest-shutdown"),
 }
