@@ -174,7 +174,8 @@ def nursery_stages(identity: Identity, off: frozenset[str]) -> list[Stage]:
         stages.append(Stage("user", _native(
             f"enter a user namespace with {uid_map.decode().strip()!r}",
             lib.sv_enter_user_namespace, uid_map, gid_map, identity.root)))
-    if identity.root and "uid" not in off:
+    # Two later stages need them; without both the change of the user has to take them.
+    if identity.root and "uid" not in off and not {"user", "capabilities"} <= off:
         stages.append(Stage("uid", _native("keep capabilities until the worker has its user",
                                            lib.sv_keep_capabilities_over_become)))
     if "mount" not in off:
