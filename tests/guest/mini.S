@@ -1,7 +1,8 @@
 // The smallest guests, for start-up figures: `out` is the first instruction. With DISK, one disk
 // sector is read by polling before the end; the guest ends by port 0x64, else a triple fault.
 //
-// Marks for kvm tracepoints: a byte to port 0x80 (1 first instruction, 2 disk read).
+// Marks: a byte to port 0x80 for kvm tracepoints (1 first instruction, 2 disk read), then the same
+// as a digit to the serial port, for who has none.
 	.section .text.start, "ax"
 	.globl start64, start_pvh
 #define BODY_BITS 64
@@ -9,6 +10,9 @@
 start64:
 	movb	$1, %al
 	outb	%al, $0x80
+	movb	$'1', %al
+	movw	$0x3f8, %dx
+	outb	%al, %dx
 #ifdef DISK
 	movq	%rsi, %rbx
 	movl	0x228(%rbx), %esi // cmd_line_ptr
@@ -29,6 +33,9 @@ start64:
 start_pvh:
 	movb	$1, %al
 	outb	%al, $0x80
+	movb	$'1', %al
+	movw	$0x3f8, %dx
+	outb	%al, %dx
 #ifdef DISK
 	movl	$stack_top, %esp
 	movl	24(%ebx), %esi // cmdline_paddr
