@@ -29,8 +29,10 @@ HELD = 100
 UNSHARED = 200
 # Permissions, by QEMU's bit numbers (include/block/block-common.h, BLK_PERM_*).
 CONSISTENT_READ, WRITE, RESIZE = 0, 1, 3
-# A byte of our own, beyond QEMU's.
+# A byte of our own, beyond QEMU's: of the one VM that writes. Those that share an image to read
+# it have a byte each, anywhere in a range that no image reaches.
 INCARNATION = 300
+_READERS = 1 << 61
 
 _FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
 _SHARED_WITH = "Is it used more than once or another process using the same file?"
@@ -45,11 +47,11 @@ class Image:
 
     fd: the core's own descriptor, which holds the locks; size in bytes;
     logical_block_size and physical_block_size in bytes (512 and the file system's block for a
-    regular file); node: the drive's id.
+    regular file); node: the drive's id; incarnation: the byte that `lock_incarnation` locks.
     """
 
-    __slots__ = ("_identity", "direct", "fd", "is_block_device", "logical_block_size", "node",
-                 "path", "physical_block_size", "readonly", "size")
+    __slots__ = ("_identity", "direct", "fd", "incarnation", "is_block_device",
+                 "logical_block_size", "node", "path", "physical_block_size", "readonly", "size")
 
     def __init__(self, fd: int, config: DriveConfig) -> None:
         status = os.fstat(fd)
@@ -58,6 +60,9 @@ class Image:
         self.path = config.file
         self.readonly = config.readonly
         self.direct = config.direct
+        self.incarnation = INCARNATION
+        if config.readonly:
+            self.incarnation = _READERS | int.from_bytes(os.urandom(7), "little")
         self.is_block_device = stat.S_ISBLK(status.st_mode)
         if self.is_block_device:
             self._identity = (-1, status.st_rdev)
@@ -192,19 +197,30 @@ def open_image(config: DriveConfig, locked: bool = True, others: Iterable[Image]
     return image
 
 
-def lock_incarnation(fd: int) -> bool:
+def lock_incarnation(fd: int, byte: int) -> bool:
     """Try to take the lock that one incarnation of a worker holds on its own description `fd`.
 
     The kernel frees it when the last request in flight of the incarnation before has ended,
     which may be seconds after its process is gone: until then its writes may still reach the
-    disk, and the next incarnation must not start its queues (ARCHITECTURE.md, "Workers are
-    cattle").  The supervisor calls it; True: the lock is held, or the file system has none.
+    disk, its reads guest memory, and the next incarnation must not start its queues
+    (ARCHITECTURE.md, "Workers are cattle").
+
+    :param byte: `Image.incarnation`.
+    :return: the lock is held, or the file system has none.
     """
     try:
-        _set_lock(fd, fcntl.F_RDLCK, INCARNATION)
-        return not _is_locked(fd, INCARNATION)
+        _set_lock(fd, fcntl.F_RDLCK, byte)
+        return not _is_locked(fd, byte)
     except OSError as error:
         return error.errno not in (errno.EAGAIN, errno.EACCES)
+
+
+def hold_incarnation(fd: int, byte: int) -> None:
+    """Take the lock beside a living incarnation, which will have drained before `fd` is used."""
+    try:
+        _set_lock(fd, fcntl.F_RDLCK, byte)
+    except OSError:
+        pass  # a file system without locks
 
 
 def _check_kind(path: str, mode: int) -> None:

@@ -11,9 +11,12 @@ for a reason (ARCHITECTURE.md, "Start-up"; measured):
 
 from __future__ import annotations
 
+import time
+
 from vmm.arch.x86_64 import layout, setup
 from vmm.arch.x86_64.topology import Topology
 from vmm.block.image import open_image
+from vmm.block.worker import START_LIMIT, open_incarnation, spawn_block_worker
 from vmm.bus.address_space import AddressSpace
 from vmm.chardev import create_chardev
 from vmm.devices.ged import GenericEventDevice
@@ -96,7 +99,8 @@ class MicroVmBuilder:
 
     def _open_images(self) -> None:
         for drive in self.config.drives.values():
-            image = open_image(drive)
+            others = [node.image for node in self.machine.blocks.values()]
+            image = open_image(drive, others=others)
             self.cleanup.push(image.close)
             self.machine.blocks[drive.id] = BlockNode(drive, image)
 
@@ -110,17 +114,9 @@ class MicroVmBuilder:
 
     def _start_block_worker(self, device: DeviceConfig, name: str) -> WorkerProcess:
         node = self._take_block_node(device, name)
-        drive = node.config
         assert self.nursery is not None  # needs_workers() said so before anything was opened
-        options: dict[str, object] = {
-            "readonly": drive.readonly, "direct": drive.direct, "aio": drive.aio,
-            "discard": drive.discard, "detect-zeroes": drive.detect_zeroes,
-            "throttling": drive.throttling,
-            "serial": device.options.get("serial", ""),
-            "num-queues": int(device.options.get("num-queues", "1"), 0),
-            "queue-size": int(device.options.get("queue-size", "256"), 0),
-        }
-        worker = self.nursery.spawn("blk", name, {"image": node.image.fd}, options)
+        fd = open_incarnation(node, time.monotonic() + START_LIMIT)
+        worker = spawn_block_worker(self.nursery, node, name, device.options, fd)
         self.cleanup.push(worker.kill)
         return worker
 

@@ -177,10 +177,10 @@ def test_reopened_description_is_another_one(path: Path) -> None:
 def test_incarnations_follow_each_other(path: Path) -> None:
     image = open_image(drive(path))
     first, second = image.reopen(), image.reopen()
-    assert lock_incarnation(first)
-    assert not lock_incarnation(second)
+    assert lock_incarnation(first, image.incarnation)
+    assert not lock_incarnation(second, image.incarnation)
     os.close(first)
-    assert lock_incarnation(second)
+    assert lock_incarnation(second, image.incarnation)
     os.close(second)
     image.close()
 

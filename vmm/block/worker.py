@@ -1,0 +1,75 @@
+"""What a blk worker is given: its own description of the image, and its options."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from shared import log
+from vmm.block.image import hold_incarnation, lock_incarnation
+from vmm.errors import DeviceError
+
+TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmm.machine.machine import BlockNode
+    from vmm.worker.nursery import Nursery
+    from vmm.worker.process import WorkerProcess
+
+_POLL_FIRST, _POLL_MOST = 0.0005, 0.02
+# A start waits so long for the I/O of somebody who has ended; a recovery waits for ever.
+START_LIMIT = 10.0
+_COMPLAIN_AFTER = 5.0
+
+
+def open_incarnation(node: BlockNode, deadline: float | None, drained: bool = False) -> int:
+    """A descriptor of the image for the next incarnation of its worker.
+
+    May wait: the I/O of the one before may still be under way though its process is gone.
+
+    :param deadline: monotonic seconds; None: for as long as it takes.
+    :param drained: the one before lives and will have finished when the next one starts.
+    :raises VmmError: the image can't be opened any more, or it is still in use by `deadline`.
+    """
+    fd = node.image.reopen()
+    try:
+        if drained:
+            hold_incarnation(fd, node.image.incarnation)
+            return fd
+        began, pause, complained = time.monotonic(), _POLL_FIRST, False
+        while not lock_incarnation(fd, node.image.incarnation):
+            now = time.monotonic()
+            if deadline is not None and now > deadline:
+                raise DeviceError(f"I/O on {node.image.path} by a process that has ended is still "
+                                  "under way", "wait until its disk has answered")
+            if not complained and now - began > _COMPLAIN_AFTER:
+                complained = True
+                log.warning(f"{node.image.path}: still waiting for the I/O of the last worker")
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL_MOST)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def spawn_block_worker(nursery: Nursery, node: BlockNode, device: str,
+                       options: Mapping[str, str], fd: int) -> WorkerProcess:
+    """Ask the nursery for the worker of a disk; returns at once.
+
+    :param device: the device's name; options: those of `-device`, as text.
+    :param fd: of `open_incarnation`; closed when this returns, also in error.
+    :raises WorkerSpawnError: no nursery, or no descriptors.
+    """
+    drive = node.config
+    try:
+        return nursery.spawn("blk", device, {"image": fd}, {
+            "readonly": drive.readonly, "direct": drive.direct, "aio": drive.aio,
+            "discard": drive.discard, "detect-zeroes": drive.detect_zeroes,
+            "throttling": drive.throttling, "serial": options.get("serial", ""),
+            "num-queues": int(options.get("num-queues", "1"), 0),
+            "queue-size": int(options.get("queue-size", "256"), 0)})
+    finally:
+        # A description that the core kept would keep the incarnation's lock.
+        os.close(fd)
