@@ -37,7 +37,9 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
     try:
         for command in plan.get("before", []):
             helpers.append(subprocess.Popen(["sh", "-c", command], stdin=subprocess.DEVNULL))
-        vm = TestVm(folder, *plan["arguments"], append=plan.get("append", ""),
+        # The log tells of a guest's end that nobody sees on a quiet console: a triple fault.
+        logged = [] if "-D" in plan["arguments"] else ["-D", str(folder / "log")]
+        vm = TestVm(folder, *plan["arguments"], *logged, append=plan.get("append", ""),
                     serial=plan.get("serial", True), command=plan.get("command"))
         for step in plan["steps"]:
             take_step(vm, step, report)
@@ -47,7 +49,7 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         report["failure"] = f"{type(error).__name__}: {error}"
         if vm is not None:
-            report["failure"] += f"\n{vm.story()}"
+            report["failure"] += f"\n{vm.story()}\n{evidence(vm, folder)}"
     finally:
         if vm is not None:
             report["console"] = vm.output.decode(errors="replace")
@@ -59,6 +61,21 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
             helper.kill()
     report["seconds"] = time.monotonic() - began
     return report
+
+
+def evidence(vm: TestVm, folder: Path) -> str:
+    """What else tells why a step failed: the VMM's log, its threads, the host's kernel log."""
+    log = folder / "log"
+    texts = [f"log: {log.read_text(errors='replace')[-3000:]}" if log.exists() else "no log"]
+    for task in sorted(Path(f"/proc/{vm.process.pid}/task").glob("*")):
+        try:
+            name = (task / "comm").read_text().strip()
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        texts.append(f"thread {task.name} {name}: {fields[0]}, CPU {fields[11]}+{fields[12]} ticks")
+    kernel = subprocess.run(["dmesg"], capture_output=True, text=True, check=False).stdout
+    return "\n".join([*texts, f"dmesg: {kernel[-1500:]}"])
 
 
 def take_step(vm: TestVm, step: list[Any], report: dict[str, Any]) -> None:

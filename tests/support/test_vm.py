@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "STRATOVMM_TEST"
 LIMIT = 30.0
+STRETCH = 3  # how much longer than its limit a wait may take while there is progress
 # Starts the product as the installed command does (-I -S, its own path), from the source tree.
 LAUNCH = ("import sys; sys.path[:0] = sys.argv.pop(1).split(':'); "
           "from vmm.__main__ import run; run()")
@@ -69,6 +70,35 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = LIMI
         if time.monotonic() > deadline:
             raise VmFailure(f"{what}: not within {timeout:.1f} s")
         time.sleep(0.002)
+
+
+class Patience:
+    """A limit for a wait that goes on as long as there is progress, but not for ever.
+
+    :param timeout: seconds without progress.
+    :param progress: a value that changes with it.
+    """
+
+    def __init__(self, timeout: float, progress: Callable[[], object]) -> None:
+        self._timeout = timeout
+        self._progress = progress
+        self._seen = progress()
+        self._began = self._moved = time.monotonic()
+
+    def spent(self) -> float:
+        """Seconds since the wait began."""
+        return time.monotonic() - self._began
+
+    def exhausted(self) -> bool:
+        """Whether the wait is over."""
+        now = time.monotonic()
+        if now - self._moved <= self._timeout:
+            return False
+        seen, self._seen = self._seen, self._progress()
+        if seen == self._seen or now - self._began > STRETCH * self._timeout:
+            return True
+        self._moved = now
+        return False
 
 
 class TestVm:
@@ -115,20 +145,36 @@ class TestVm:
             self._changed.notify_all()
 
     def wait_output(self, pattern: str, timeout: float = LIMIT) -> str:
-        """The next text that matches `pattern`, from where the last wait ended."""
-        deadline = time.monotonic() + timeout
+        """The next text that matches `pattern`, from where the last wait ended.
+
+        :param timeout: seconds without progress: output, or CPU time spent by the VM as on a
+            machine that is slow. A VM that only spins has STRETCH times as long.
+        """
         expression = re.compile(pattern.encode(), re.MULTILINE)
+        patience = Patience(timeout, self._progress)
         with self._changed:
             while True:
                 match = expression.search(self.output, self.taken)
                 if match:
                     self.taken = match.end()
                     return match[0].decode(errors="replace")
-                remaining = deadline - time.monotonic()
-                if remaining <= 0 or not self._reader.is_alive():
-                    raise VmFailure(f"no {pattern!r} on the console within {timeout:.1f} s\n"
-                                    f"{self.story()}")
-                self._changed.wait(min(remaining, 0.2))
+                if not self._reader.is_alive():
+                    self.process.wait(5)
+                    raise VmFailure(f"no {pattern!r} on the console, which has closed after "
+                                    f"{patience.spent():.1f} s\n{self.story()}")
+                if patience.exhausted():
+                    raise VmFailure(f"no {pattern!r} on the console within "
+                                    f"{patience.spent():.1f} s\n{self.story()}")
+                self._changed.wait(0.2)
+
+    def _progress(self) -> tuple[int, int]:
+        """Grows while the VM does something: bytes of output, half seconds of CPU time."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            ticks = int(fields[11]) + int(fields[12])
+        except OSError:
+            ticks = 0
+        return len(self.output), 2 * ticks // os.sysconf("SC_CLK_TCK")
 
     def has_output(self, pattern: str) -> bool:
         """Whether `pattern` is anywhere in what came so far."""
