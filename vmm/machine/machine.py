@@ -6,6 +6,7 @@ them.  Nothing here knows addresses or slots.
 
 from __future__ import annotations
 
+import _thread
 import time
 
 from shared import log
@@ -106,7 +107,7 @@ class Machine:
 
         :raises DeviceError: names those that were not at rest by `deadline`; the others are.
         """
-        self._for_each("stop", lambda device: device.transport.pause(deadline))
+        self._for_all("stop", lambda device: device.transport.pause(deadline))
 
     def resume_devices(self) -> None:
         """Start the rings again where they stopped."""
@@ -134,14 +135,50 @@ class Machine:
         """
         for vcpu in self.vcpus:
             vcpu.request_stop()
+        # Whoever waits for a back end then is let go: us, a vCPU, a `stop` that is under way.
+        watchdog = _Watchdog(deadline, self._cut_off)
         try:
-            self._for_each("stop", lambda device: device.transport.pause(deadline))
+            self._for_all("stop", lambda device: device.transport.pause(deadline))
         except DeviceError as error:
             log.warning(str(error))
+        finally:
+            watchdog.stop()
         for entry in self.devices.values():
             entry.device.close()
         for vcpu in self.vcpus:
             vcpu.join(max(deadline, time.monotonic() + 1.0))
+
+    def _cut_off(self) -> None:
+        for entry in self.devices.values():
+            entry.device.abort()
+
+    def _for_all(self, verb: str, action: Callable[[Device], None]) -> None:
+        """As `_for_each`, but at the same time: one that hangs takes no time from the others."""
+        if len(self.devices) < 2:
+            self._for_each(verb, action)
+            return
+        failed: list[str] = []
+
+        def attempt(device: Device, done: _thread.LockType) -> None:
+            try:
+                action(device)
+            except VmmError as error:
+                failed.append(f"device {device.id} did not {verb}: {error.what}")
+            except Exception as error:  # a defect of ours must not look like success
+                log.exception(f"while device {device.id} had to {verb}", error)
+                failed.append(f"device {device.id} did not {verb}: {error!r}")
+            finally:
+                done.release()
+
+        waits = []
+        for device in self.devices.values():
+            done = _thread.allocate_lock()
+            done.acquire()
+            _thread.start_new_thread(attempt, (device, done))
+            waits.append(done)
+        for done in waits:
+            done.acquire()
+        _complain(failed)
 
     def _for_each(self, verb: str, action: Callable[[Device], None]) -> None:
         failed: list[str] = []
@@ -150,8 +187,37 @@ class Machine:
                 action(device)
             except VmmError as error:
                 failed.append(f"device {device.id} did not {verb}: {error.what}")
-        if failed:
-            raise DeviceError("; ".join(failed), "query-workers shows the state of each")
+        _complain(failed)
+
+
+class _Watchdog:
+    """Calls `bark` once, on a thread of its own, unless it was stopped by `deadline`."""
+
+    __slots__ = ("_ended", "_stopped")
+
+    def __init__(self, deadline: float, bark: Callable[[], None]) -> None:
+        self._stopped = _thread.allocate_lock()
+        self._ended = _thread.allocate_lock()
+        self._stopped.acquire()
+        self._ended.acquire()
+        _thread.start_new_thread(self._wait, (deadline, bark))
+
+    def _wait(self, deadline: float, bark: Callable[[], None]) -> None:
+        try:
+            if not self._stopped.acquire(True, max(0.0, deadline - time.monotonic())):
+                bark()
+        finally:
+            self._ended.release()
+
+    def stop(self) -> None:
+        """Never bark from now on: when this returns nobody barks any more."""
+        self._stopped.release()
+        self._ended.acquire()
+
+
+def _complain(failed: list[str]) -> None:
+    if failed:
+        raise DeviceError("; ".join(sorted(failed)), "query-workers shows the state of each")
 
 
 def describe_slots(devices: Sequence[Device]) -> str:
