@@ -87,7 +87,7 @@ def test_a_burst_is_there_again_after_a_pause(image: Path) -> None:
     limit(plane, iops_total=100, iops_total_max=20)
     plane.start(features=FEATURES)
     seconds_for(plane, 20)
-    time.sleep(0.22)
+    time.sleep(0.22)  # the pause itself: a burst's time
     throttled = plane.counters[0].throttled
     seconds_for(plane, 20)
     assert plane.counters[0].throttled == throttled

@@ -371,7 +371,7 @@ def test_registers_round_trip(boot: Boot) -> None:
 def test_clock_stands_still_between_get_and_set(boot: Boot) -> None:
     guest = boot(asm.HLT, paused=True)
     state = guest.vm.get_clock()
-    time.sleep(0.02)
+    time.sleep(0.02)  # the time that the guest must not see
     guest.vm.set_clock(state)
     now = int.from_bytes(guest.vm.get_clock()[:8], "little")
     assert 0 <= now - int.from_bytes(state[:8], "little") < 20_000_000

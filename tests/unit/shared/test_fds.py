@@ -1,3 +1,5 @@
+"""Descriptors over a socket and their ownership."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""The region table: what it accepts, what lies in it."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Connecting to a foreign back end, in time or not at all."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""A QMP server over a fake VM, its loop in a thread."""
+
 from __future__ import annotations
 
 import os
