@@ -112,6 +112,7 @@ def test_a_full_host_disk_is_an_io_error_and_an_event(start_vm: Start, full_disk
 def test_an_image_that_shrinks_is_an_io_error_and_an_event(start_vm: Start, disk: Path) -> None:
     vm = start_vm(disks=(f"{disk},direct=off",))
     assert vm.qmp.command("query-status")["running"]  # connected: events are for who listens
+    assert sectors(vm) == MIB // SECTOR  # the worker has measured it
     os.truncate(disk, MIB // 2)
     assert not vm.guest("blk.read 0 1500 8").ok
     data = vm.qmp.wait_event("BLOCK_IO_ERROR")["data"]
