@@ -52,11 +52,13 @@ class SandboxError(SharedError):
     """A stage of a sandbox can't be had on this host.
 
     :param stage: its name, as `-sandbox on,NAME=off` takes it.
+    :param others: stages that can't be had without it.
     """
 
-    def __init__(self, stage: str, what: str) -> None:
+    def __init__(self, stage: str, what: str, others: tuple[str, ...] = ()) -> None:
+        off = ",".join(f"{name}=off" for name in dict.fromkeys((stage, *others)))
         super().__init__(f"The sandbox's stage '{stage}' can't be had: {what}",
-                         f"mend the host, or do without it: -sandbox on,{stage}=off")
+                         f"mend the host, or do without it: -sandbox on,{off}")
         self.stage = stage
 
 

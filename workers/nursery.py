@@ -105,8 +105,10 @@ class Nursery:
             check(_sandbox.lib.sv_load_late_parts(), "Can't prepare the C library")
             if "seccomp" not in self._off:
                 self._filters = {kind: startup.load_filter(kind) for kind in self._kinds}
-            self._identity = stages.Identity()
-            self._inherited = stages.execute(stages.nursery_stages(self._identity, self._off))
+            self._identity = stages.Identity(self._off)
+            self._inherited = stages.execute(
+                stages.nursery_stages(self._identity, self._off),
+                stages.ordinary_namespaces(self._identity, self._off))
             self._inherited += stages.clone_stages(self._off)
         except StratovirtError as error:
             self._refusal = error
@@ -164,8 +166,7 @@ class Nursery:
         if self._refusal is not None or self._identity is None:
             raise self._refusal or StratovirtError("The nursery isn't prepared")
         pidfd = _sandbox.ffi.new("int *", -1)
-        flags = _sandbox.lib.CLONE_PARENT | stages.clone_flags(self._off)
-        pid = startup.clone(flags, pidfd, self._off)
+        pid = startup.clone(_sandbox.lib.CLONE_PARENT, pidfd, self._identity, self._off)
         if pid == 0:
             named = dict(zip(names, fds, strict=True))
             startup.current = startup.Sandbox(self._identity, slot, self._off, self._inherited,

@@ -141,11 +141,12 @@ def enter_alone(kind: str, off: frozenset[str]) -> None:
     global current
     program = b"" if "seccomp" in off else load_filter(kind)
     check(lib.sv_load_late_parts(), "Can't prepare the C library")
-    identity = stages.Identity()
-    inherited = stages.execute(stages.nursery_stages(identity, off))
+    identity = stages.Identity(off)
+    inherited = stages.execute(stages.nursery_stages(identity, off),
+                               stages.ordinary_namespaces(identity, off))
     inherited += stages.clone_stages(off)
     pidfd = _sandbox.ffi.new("int *", -1)
-    pid = clone(stages.clone_flags(off), pidfd, off)
+    pid = clone(0, pidfd, identity, off)
     if pid:
         keep_only((int(pidfd[0]),))
         ended = os.waitid(os.P_PIDFD, int(pidfd[0]), os.WEXITED | _WALL)
@@ -168,17 +169,18 @@ def end_alone(status: int) -> int:
     return status
 
 
-def clone(flags: int, pidfd: object, off: frozenset[str]) -> int:
-    """The child's pid with *pidfd set, 0 in the child.
+def clone(flags: int, pidfd: object, identity: stages.Identity, off: frozenset[str]) -> int:
+    """A clone in namespaces of its own: its pid with *pidfd set, 0 in itself.
 
+    :param flags: further flags.
     :raises SandboxError: a namespace can't be had; names the stage.
     """
-    pid = lib.sv_clone(flags, pidfd)
+    pid = lib.sv_clone(flags | stages.clone_flags(off), pidfd)
     if pid >= 0:
         return int(pid)
     for name in stages.clone_stages(off):
         error = stages.try_namespace(name)
         if error:
-            raise SandboxError(name, os.strerror(error))
+            raise SandboxError(name, os.strerror(error), stages.ordinary_namespaces(identity, off))
     raise StratovirtError(f"Can't clone a worker: {os.strerror(-pid)}",
                           "check the limits on processes")

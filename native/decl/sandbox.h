@@ -59,7 +59,7 @@ int sv_landlock_deny_all(void);
 
 struct sv_policy;
 
-enum sv_refusal { SV_REFUSE_TRAP, SV_REFUSE_ERROR, SV_REFUSE_LOG, ... };
+enum sv_refusal { SV_REFUSE_TRAP, SV_REFUSE_ERROR, SV_REFUSE_LOG, SV_REFUSE_NOTHING, ... };
 
 struct sv_condition {
 	unsigned int argument;

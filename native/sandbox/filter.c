@@ -19,7 +19,8 @@ struct sv_policy *sv_policy_create(enum sv_refusal refusal)
 {
 	struct sv_policy *policy = malloc(sizeof(*policy));
 	uint32_t action = refusal == SV_REFUSE_TRAP ? SCMP_ACT_TRAP :
-			  refusal == SV_REFUSE_LOG ? SCMP_ACT_LOG : SCMP_ACT_ERRNO(EPERM);
+			  refusal == SV_REFUSE_LOG ? SCMP_ACT_LOG :
+			  refusal == SV_REFUSE_NOTHING ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(EPERM);
 
 	if (!policy)
 		return NULL;

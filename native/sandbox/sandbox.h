@@ -79,9 +79,10 @@ int sv_landlock_deny_all(void);
 struct sv_policy;
 
 enum sv_refusal {
-	SV_REFUSE_TRAP,  // SIGSYS: see sv_report_deaths
-	SV_REFUSE_ERROR, // EPERM
-	SV_REFUSE_LOG,   // allowed, and told to the kernel's log
+	SV_REFUSE_TRAP,    // SIGSYS: see sv_report_deaths
+	SV_REFUSE_ERROR,   // EPERM
+	SV_REFUSE_LOG,     // allowed, and told to the kernel's log
+	SV_REFUSE_NOTHING, // allowed: only rules with an error forbid something
 };
 
 // `argument & mask` == `value`

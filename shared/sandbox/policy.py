@@ -7,6 +7,7 @@ One rule a line, its reason after `#`:
     ioctl: arg1 == FIONBIO                # the only request
     tgkill: arg2 == SIGABRT and arg0 == 1 # all conditions hold
     clone3: ENOSYS                        # answered with this error
+    kill: arg1 == 9: EPERM                # the same, if all conditions hold
     include ../runtime.policy             # the rules of another file, relative to this one
 
 Several lines for one call allow each of them.  Values are numbers or constants of the kernel's
@@ -17,6 +18,7 @@ ordinary load doesn't need (a test finds the others that nothing needs).
 
 from __future__ import annotations
 
+import errno
 import os
 
 from native import _sandbox
@@ -34,6 +36,7 @@ MAX_BYTES = (4096 + 1) * 8  # the longest program that the kernel takes, and one
 TRAP = lib.SV_REFUSE_TRAP    # SIGSYS, for workers, which report it
 ERROR = lib.SV_REFUSE_ERROR  # EPERM
 LOG = lib.SV_REFUSE_LOG      # allowed and logged, to find out what is missing
+NOTHING = lib.SV_REFUSE_NOTHING  # allowed: only the rules with an error forbid something
 
 
 class PolicyError(SharedError):
@@ -96,17 +99,20 @@ def _load(path: str, rules: list[Rule], depth: int) -> None:
 
 
 def _parse(text: str, reason: str, place: str) -> Rule:
-    call, colon, rest = (part.strip() for part in text.partition(":"))
-    error, conditions = 0, []
-    if colon and " " not in rest:
-        error = _value(rest, place)
-        if not 0 < error < 4096:
-            raise PolicyError(f"{place}: '{rest}' is not an error number")
-    elif colon:
-        conditions = [_condition(part, place) for part in rest.split(" and ")]
+    call, *parts = (part.strip() for part in text.split(":"))
+    number, conditions = 0, []
+    if parts and "==" not in parts[-1]:
+        number = getattr(errno, parts.pop(), 0)
+        if not number:
+            raise PolicyError(f"{place}: '{text}' ends with neither condition nor error")
+    if len(parts) > 1:
+        raise PolicyError(f"{place}: '{text}' has too many parts",
+                          "write CALL: CONDITION and CONDITION: ERROR")
+    if parts:
+        conditions = [_condition(part, place) for part in parts[0].split(" and ")]
     if not call.replace("_", "").isalnum():
         raise PolicyError(f"{place}: '{call}' is not a system call's name")
-    return Rule(call, error, conditions, reason, place)
+    return Rule(call, number, conditions, reason, place)
 
 
 def _condition(text: str, place: str) -> tuple[int, int, int]:

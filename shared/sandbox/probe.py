@@ -32,7 +32,7 @@ def try_stages() -> dict[str, str]:
 
 
 def _try(name: str, off: frozenset[str]) -> None:
-    identity = stages.Identity()
+    identity = stages.Identity(off)
     stages.execute(stages.nursery_stages(identity, off))
     if name in stages.clone_stages(frozenset()):
         error = stages.try_namespace(name)

@@ -88,14 +88,15 @@ class Identity:
 
     users: (first, count) of the ids that workers get, count 0: the caller's own.
 
+    :param off: the stages given up.
     :raises SandboxError: root, in a user namespace that has no id to spare.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, off: frozenset[str] = frozenset()) -> None:
         self.uid, self.gid = os.geteuid(), os.getegid()
         self.root = self.uid == 0
         self.users = (self.uid, 0)
-        if not self.root:
+        if not self.root or "uid" in off:
             return
         first = UID_BASE + os.getpid() * WORKERS_PER_VM % UID_COUNT
         for users in ((first, WORKERS_PER_VM), (NOBODY, 1)):
@@ -112,7 +113,7 @@ class Identity:
 
     def maps(self) -> tuple[bytes, bytes]:
         """Lines for /proc/PID/uid_map and gid_map: everybody keeps their number."""
-        if not self.root:
+        if not self.users[1]:
             return (b"%d %d 1\n" % (self.uid, self.uid), b"%d %d 1\n" % (self.gid, self.gid))
         first, count = self.users
         # Root as well: the nursery removes files of the core's, without a capability.
@@ -173,7 +174,7 @@ def nursery_stages(identity: Identity, off: frozenset[str]) -> list[Stage]:
         uid_map, gid_map = identity.maps()
         stages.append(Stage("user", _native(
             f"enter a user namespace with {uid_map.decode().strip()!r}",
-            lib.sv_enter_user_namespace, uid_map, gid_map, identity.root)))
+            lib.sv_enter_user_namespace, uid_map, gid_map, identity.users[1] > 0)))
     # Two later stages need them; without both the change of the user has to take them.
     if identity.root and "uid" not in off and not {"user", "capabilities"} <= off:
         stages.append(Stage("uid", _native("keep capabilities until the worker has its user",
@@ -244,9 +245,16 @@ def describe(stages: Iterable[Stage]) -> str:
     return "\n".join(f"{stage.name}: {step.text}" for stage in stages for step in stage.steps)
 
 
-def execute(stages: Iterable[Stage]) -> list[str]:
+def ordinary_namespaces(identity: Identity, off: frozenset[str]) -> tuple[str, ...]:
+    """The stages that stand and fall with the first for who isn't root."""
+    names = () if identity.root else ("user", *_NAMESPACES)
+    return tuple(name for name in names if name not in off)
+
+
+def execute(stages: Iterable[Stage], together: tuple[str, ...] = ()) -> list[str]:
     """Do it; returns the names of the stages.
 
+    :param together: see `ordinary_namespaces`.
     :raises SandboxError: names the first that failed.
     """
     done = []
@@ -255,7 +263,8 @@ def execute(stages: Iterable[Stage]) -> list[str]:
             try:
                 step.call()
             except (SystemCallError, OSError, ValueError) as error:
-                raise SandboxError(stage.name, str(error)) from error
+                others = together if stage.name in together else ()
+                raise SandboxError(stage.name, str(error), others) from error
         done.append(stage.name)
     return done
 
