@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vmm.qmp.events import Events
     from vmm.vcpu import VcpuThread
     from vmm.worker.process import WorkerProcess
+    from vmm.worker.supervisor import Supervisor
 
     Done = Callable[[Exception | None], None]
 
@@ -61,6 +62,7 @@ class Vm:
         self._transition = ""  # "stop", "cont", "reset" while one is under way
         self._clock: bytes | None = None
         self._io_errors: IoErrors | None = None
+        self._supervisor: Supervisor | None = None
 
     # ---- what QMP reads --------------------------------------------------------------------
 
@@ -93,6 +95,8 @@ class Vm:
     def start(self, machine: Machine | None) -> None:
         """Take over the finished machine and let the guest run, unless `-S` was given."""
         self.machine = machine
+        for device in self.devices.values():
+            self._watch_worker(device)
         if machine is None or self.config.frozen:
             return
         self.run_state = "running"
@@ -128,7 +132,7 @@ class Vm:
             self._clock = machine.vm.get_clock()
             machine.pause_devices(deadline)
 
-        self._off_loop(work, finish)
+        self.off_loop(work, finish)
 
     def resume(self, done: Done) -> None:
         """`cont`: rings start where they stopped, then the vCPUs; RESUME just before `done`.
@@ -161,7 +165,7 @@ class Vm:
             if self._clock is not None:
                 machine.vm.set_clock(self._clock)  # the guest's clock stood still meanwhile
 
-        self._off_loop(work, finish)
+        self.off_loop(work, finish)
 
     # ---- reset and power -------------------------------------------------------------------
 
@@ -190,7 +194,7 @@ class Vm:
             machine.pause_vcpus(deadline)
             machine.reset()
 
-        self._off_loop(work, finish)
+        self.off_loop(work, finish)
 
     def powerdown(self) -> None:
         """`system_powerdown`: press the ACPI power button; what the guest does is its affair.
@@ -237,7 +241,7 @@ class Vm:
             log.error(line)
         self.run_state = "internal-error"
         machine = self._machine()
-        self._off_loop(lambda: machine.pause_vcpus(time.monotonic() + PAUSE_LIMIT),
+        self.off_loop(lambda: machine.pause_vcpus(time.monotonic() + PAUSE_LIMIT),
                        lambda error: None)
         self.events.emit("STOP", {})
 
@@ -256,18 +260,46 @@ class Vm:
                 log.warning(f"At the end: {error}")
             self.loop.stop()
 
-        self._off_loop(lambda: machine.end(time.monotonic() + END_LIMIT), finish)
+        self.off_loop(lambda: machine.end(time.monotonic() + END_LIMIT), finish)
 
     # ---- workers ---------------------------------------------------------------------------
 
-    def _worker_ended(self, worker: WorkerProcess, reason: str) -> None:
-        """A worker is gone though nobody asked: its device fails (the guest sees
-        DEVICE_NEEDS_RESET), the VM goes on."""
-        if self.run_state == "shutdown" or worker.stopping:
+    @property
+    def supervisor(self) -> Supervisor:
+        """Who looks after the workers; made when the first one needs it."""
+        if self._supervisor is None:
+            from vmm.worker.supervisor import Supervisor  # costs time at the start
+
+            self._supervisor = Supervisor(self)
+            for device in self.devices.values():
+                if device.kind is not None:
+                    self._supervisor.watch(device)
+        return self._supervisor
+
+    def _watch_worker(self, device: Device) -> None:
+        """The supervisor's eyes, until there is one."""
+        if device.worker is None or device.kind is None:
             return
-        self.events.emit("WORKER_CRASHED", {"device": worker.device, "pid": worker.pid,
-                                            "reason": reason})
-        self.events.emit("WORKER_GIVEN_UP", {"device": worker.device, "reason": reason})
+        device.worker.on_end = lambda reason: self._call_supervisor()
+        device.device.on_lost = lambda text: self.loop.call_soon(
+            lambda: self.supervisor.lost(device, text))
+        if device.worker.state == "dead":
+            self.loop.call_soon(self._call_supervisor)
+
+    def _call_supervisor(self) -> None:
+        if self.run_state != "shutdown":
+            self.supervisor  # noqa: B018  # it looks at every worker when it is made
+
+    def retire_nursery(self) -> None:
+        """The next worker comes from a fresh nursery, with the code as it is on disk by then."""
+        nursery = self._machine().nursery
+        if nursery is not None:
+            nursery.retire()
+
+    def serve_errors(self, device: Device) -> None:
+        """No worker serves the device any more: the guest sees that it failed."""
+        device.device.on_lost = None
+        device.device.on_failure(f"The device {device.id} is given up")
 
     def io_error(self, worker: WorkerProcess, message: Mapping[str, object]) -> None:
         """A worker reports that the host failed a request: BLOCK_IO_ERROR, the VM goes on."""
@@ -292,7 +324,7 @@ class Vm:
             raise StateError(f"{command}: the VM is {self.run_state}",
                              f"it must be {' or '.join(states)}")
 
-    def _off_loop(self, work: Callable[[], None], finish: Done) -> None:
+    def off_loop(self, work: Callable[[], None], finish: Done) -> None:
         """Run `work` on a thread, then `finish(error)` on the main loop."""
 
         def run() -> None:

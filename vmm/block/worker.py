@@ -23,6 +23,35 @@ START_LIMIT = 10.0
 _COMPLAIN_AFTER = 5.0
 
 
+class BlockWorkers:
+    """The workers that serve one disk, one after another (`Kind` of vmm/worker/supervisor.py)."""
+
+    __slots__ = ("_device", "_node", "_nursery", "_options")
+
+    def __init__(self, nursery: Nursery, node: BlockNode, device: str,
+                 options: Mapping[str, str]) -> None:
+        self._nursery = nursery
+        self._node = node
+        self._device = device
+        self._options = options
+
+    def open(self, drained: bool) -> int:
+        """The image for the next incarnation; waits for the I/O of the one before."""
+        return open_incarnation(self._node, None, drained)
+
+    def discard(self, opened: int) -> None:
+        """It won't be needed."""
+        os.close(opened)
+
+    def spawn(self, opened: int) -> WorkerProcess:
+        """See `spawn_block_worker`."""
+        return spawn_block_worker(self._nursery, self._node, self._device, self._options, opened)
+
+    def first(self) -> WorkerProcess:
+        """The first one, at the start of the VM."""
+        return self.spawn(open_incarnation(self._node, time.monotonic() + START_LIMIT))
+
+
 def open_incarnation(node: BlockNode, deadline: float | None, drained: bool = False) -> int:
     """A descriptor of the image for the next incarnation of its worker.
 

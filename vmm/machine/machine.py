@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from vmm.chardev.base import Chardev
     from vmm.config.model import DriveConfig
     from vmm.devices.ged import GenericEventDevice
-    from vmm.devices.virtio_device import VirtioDevice
+    from vmm.devices.vhost_user import VhostUserDevice
     from vmm.hypervisor.interface import Uart
     from vmm.hypervisor.kvm import KvmVm
     from vmm.memory import GuestMemory
     from vmm.transport.virtio_mmio import VirtioMmio
     from vmm.vcpu import VcpuThread
+    from vmm.worker.nursery import Nursery
     from vmm.worker.process import WorkerProcess
+    from vmm.worker.supervisor import Kind
 
 
 class BlockNode:
@@ -41,18 +43,21 @@ class BlockNode:
 
 
 class Device:
-    """A device as users know it: id, driver, slot, and the worker that serves it (if any)."""
+    """A device as users know it: id, driver, slot, and the worker that serves it (if any), with
+    the way in which its successors come to be (`kind`)."""
 
-    __slots__ = ("device", "driver", "id", "slot", "transport", "worker")
+    __slots__ = ("device", "driver", "id", "kind", "slot", "transport", "worker")
 
-    def __init__(self, id: str, driver: str, slot: int, device: VirtioDevice,
-                 transport: VirtioMmio, worker: WorkerProcess | None) -> None:
+    def __init__(self, id: str, driver: str, slot: int, device: VhostUserDevice,
+                 transport: VirtioMmio, worker: WorkerProcess | None,
+                 kind: Kind | None = None) -> None:
         self.id = id
         self.driver = driver
         self.slot = slot
         self.device = device
         self.transport = transport
         self.worker = worker
+        self.kind = kind
 
 
 class Machine:
@@ -67,6 +72,7 @@ class Machine:
         self.blocks: dict[str, BlockNode] = {}
         self.devices: dict[str, Device] = {}
         self.chardevs: dict[str, Chardev] = {}
+        self.nursery: Nursery | None = None
         self.reload: Callable[[], None]  # kernel, tables and vCPU registers as at power-on
 
     # ---- vCPUs -----------------------------------------------------------------------------

@@ -11,12 +11,10 @@ for a reason (ARCHITECTURE.md, "Start-up"; measured):
 
 from __future__ import annotations
 
-import time
-
 from vmm.arch.x86_64 import layout, setup
 from vmm.arch.x86_64.topology import Topology
 from vmm.block.image import open_image
-from vmm.block.worker import START_LIMIT, open_incarnation, spawn_block_worker
+from vmm.block.worker import BlockWorkers
 from vmm.bus.address_space import AddressSpace
 from vmm.chardev import create_chardev
 from vmm.devices.ged import GenericEventDevice
@@ -39,6 +37,9 @@ if TYPE_CHECKING:
     from vmm.hypervisor.kvm import KvmHypervisor
     from vmm.worker.nursery import Nursery
     from vmm.worker.process import WorkerProcess
+    from vmm.worker.supervisor import Kind
+
+    Served = tuple[WorkerProcess, Kind]
 
 BLOCK_SLOTS = 6  # vda..vdf
 BLOCK_DRIVERS = ("virtio-blk-device", "vhost-user-blk-device")
@@ -58,6 +59,7 @@ class MicroVmBuilder:
         self.cleanup = cleanup
         self.on_vcpu_end = on_vcpu_end
         self.machine = Machine()
+        self.machine.nursery = nursery
         self.mmio = AddressSpace()
         self.ports = AddressSpace()
 
@@ -104,21 +106,21 @@ class MicroVmBuilder:
             self.cleanup.push(image.close)
             self.machine.blocks[drive.id] = BlockNode(drive, image)
 
-    def _start_workers(self) -> dict[int, WorkerProcess]:
+    def _start_workers(self) -> dict[int, Served]:
         """Ask the nursery for the worker of each device that needs one, by device number."""
-        workers: dict[int, WorkerProcess] = {}
+        workers: dict[int, Served] = {}
         for number, device in enumerate(self.config.devices):
             if device.driver in WORKER_DRIVERS:
                 workers[number] = self._start_block_worker(device, device_name(device, number))
         return workers
 
-    def _start_block_worker(self, device: DeviceConfig, name: str) -> WorkerProcess:
+    def _start_block_worker(self, device: DeviceConfig, name: str) -> Served:
         node = self._take_block_node(device, name)
         assert self.nursery is not None  # needs_workers() said so before anything was opened
-        fd = open_incarnation(node, time.monotonic() + START_LIMIT)
-        worker = spawn_block_worker(self.nursery, node, name, device.options, fd)
+        kind = BlockWorkers(self.nursery, node, name, device.options)
+        worker = kind.first()
         self.cleanup.push(worker.kill)
-        return worker
+        return worker, kind
 
     def _take_block_node(self, device: DeviceConfig, name: str) -> BlockNode:
         drive_id = device.options.get("drive", "")
@@ -168,7 +170,7 @@ class MicroVmBuilder:
 
     # ---- virtio ----------------------------------------------------------------------------
 
-    def _make_devices(self, workers: dict[int, WorkerProcess]) -> None:
+    def _make_devices(self, workers: dict[int, Served]) -> None:
         slot = 0
         for number, config in enumerate(self.config.devices):
             if config.driver not in BLOCK_DRIVERS:
@@ -178,11 +180,11 @@ class MicroVmBuilder:
                                   f"supported: -device {config.driver} is one too many",
                                   "remove it")
             self._make_block_device(config, device_name(config, number), slot,
-                                    workers.get(number))
+                                    *workers.get(number, (None, None)))
             slot += 1
 
     def _make_block_device(self, config: DeviceConfig, name: str, slot: int,
-                           worker: WorkerProcess | None) -> None:
+                           worker: WorkerProcess | None, kind: Kind | None) -> None:
         machine = self.machine
         if worker is not None:
             socket_fd = worker.take_socket()
@@ -195,7 +197,8 @@ class MicroVmBuilder:
         base = layout.virtio_base(slot)
         transport = VirtioMmio(machine.vm, machine.memory, base, layout.virtio_gsi(slot), device)
         self.mmio.add(base, layout.VIRTIO_MMIO_SIZE, transport)
-        machine.devices[name] = Device(name, config.driver, slot, device, transport, worker)
+        machine.devices[name] = Device(name, config.driver, slot, device, transport, worker,
+                                       kind)
 
     # ---- vCPUs -----------------------------------------------------------------------------
 

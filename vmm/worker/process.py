@@ -224,6 +224,14 @@ class WorkerProcess:
             except OSError:
                 pass  # it has ended, the loop will see
 
+    def put_down(self, reason: str) -> None:
+        """End it because it is faulty: that counts as a crash."""
+        if self.state != DEAD and not self.reason:
+            self.reason = _one_line(reason)[:_TEXT_LIMIT]
+        stopping = self.stopping
+        self.kill()
+        self.stopping = stopping
+
     def close(self, limit: float = 1.0) -> None:
         """For the core's end: kill it and wait for it, loop or no loop."""
         self.kill()

@@ -11,6 +11,7 @@ EVENTS: dict[str, dict[str, str]] = {
     "BLOCK_IO_ERROR": {"device": "str", "node-name?": "str", "operation": "IoOperationType",
                        "action": "BlockErrorAction", "nospace": "bool", "reason": "str"},
     "WORKER_CRASHED": {"device": "str", "pid": "int", "reason": "str"},
+    "WORKER_RESTARTED": {"device": "str", "pid": "int", "gap-us": "int"},
     "WORKER_GIVEN_UP": {"device": "str", "reason": "str"},
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.qmp.registry import Command
+from vmm.qmp.registry import DEFERRED, Argument, Command
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ def _query_workers(request: Request) -> object:
     return [_describe(worker) for worker in request.vm.workers()]
 
 
+def _worker_restart(request: Request) -> object:
+    """Live upgrade: answered when the new worker serves."""
+    request.vm.supervisor.restart(request.arguments["device"], request.done)
+    return DEFERRED
+
+
 TYPES: dict[str, dict[str, str] | tuple[str, ...]] = {
     "WorkerState": ("starting", "running", "dead"),
     "WorkerInfo": {"counters": "any", "device": "str", "kind": "str", "pid": "int",
@@ -45,4 +51,5 @@ TYPES: dict[str, dict[str, str] | tuple[str, ...]] = {
 
 COMMANDS = (
     Command("query-workers", _query_workers, returns="[WorkerInfo]"),
+    Command("worker-restart", _worker_restart, Argument("device", "str", high=255)),
 )

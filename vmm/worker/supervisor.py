@@ -1,0 +1,312 @@
+"""Workers may die at any instant: this brings them back, and gives up when that is of no use.
+
+One `Supervisor` a VM.  For each device it looks after, one thing happens at a time:
+
+    SERVING ──worker died──▶ WAITING (back-off) ──▶ OPENING (the old I/O ends) ──▶ CONNECTING
+       ▲                        ▲                                                     │
+       │                        └───────────── it died again ◀────────────────────────┤
+       └────────────────────────── rings run ◀────────────────────────────────────────┘
+    SERVING ──restart──▶ UPGRADING ──▶ SERVING          too many deaths ──▶ GIVEN_UP
+
+What waits (for the old worker's I/O, for the new one's answers) does so on a thread of its own
+and comes back through the event loop; everything else runs on the main thread.
+"""
+
+from __future__ import annotations
+
+import time
+
+from shared import log
+from shared.errors import StratovirtError
+from vmm.errors import DeviceError, StateError
+
+TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Protocol
+
+    from vmm.machine.machine import Device
+    from vmm.vm import Vm
+    from vmm.worker.process import WorkerProcess
+
+    Done = Callable[[Exception | None], None]
+
+    class Kind(Protocol):
+        """How the workers of one device come to be. All raise StratovirtError."""
+
+        def open(self, drained: bool) -> Any:
+            """What the next incarnation needs. Runs on a thread, may wait; `drained`: the
+            living one will have finished when the next one starts."""
+
+        def discard(self, opened: Any) -> None:
+            """It won't be needed."""
+
+        def spawn(self, opened: Any) -> WorkerProcess:
+            """Ask the nursery, on the main thread; `opened` is used up, also in error."""
+
+SERVING, WAITING, OPENING, CONNECTING, UPGRADING, GIVEN_UP = (
+    "serving", "waiting", "opening", "connecting", "upgrading", "given-up")
+
+CONNECT_LIMIT = 10.0   # seconds for a new worker to come up and start its rings
+DRAIN_LIMIT = 10.0     # ... for a living one to finish what it has taken
+# Who dies before it has served for so long has achieved nothing; after that many in a row ...
+SHORT_LIFE = 0.05
+FRUITLESS_LIMIT = 5
+# ... or once these are used up (they come back at a rate a second) the device is given up.
+BUDGET = 20.0
+BUDGET_RATE = 2.0
+# Seconds before the attempt that follows so many fruitless ones.
+BACK_OFF = (0.0, 0.01, 0.05, 0.2, 0.5)
+
+
+class Ward:
+    """One device under care."""
+
+    __slots__ = ("budget", "death", "device", "fruitless", "kind", "refilled", "served_since",
+                 "state")
+
+    def __init__(self, device: Device, kind: Kind) -> None:
+        self.device = device
+        self.kind = kind
+        self.state = SERVING
+        self.death = 0.0         # when its worker's end was noticed
+        self.served_since = time.monotonic()
+        self.fruitless = 0
+        self.budget = BUDGET
+        self.refilled = self.served_since
+
+    def charge(self, now: float) -> str:
+        """A worker died: why no other one should follow, "" if one should."""
+        self.budget = min(BUDGET, self.budget + BUDGET_RATE * (now - self.refilled)) - 1.0
+        self.refilled = now
+        if now - self.served_since < SHORT_LIFE or self.state != SERVING:
+            self.fruitless += 1
+        else:
+            self.fruitless = 0
+        if self.fruitless >= FRUITLESS_LIMIT:
+            return f"{self.fruitless} workers in a row died before they served"
+        if self.budget < 0.0:
+            return f"its workers die more often than {BUDGET_RATE:.0f} times a second"
+        return ""
+
+
+class Supervisor:
+    """Looks after the workers of one VM."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._wards: dict[str, Ward] = {}
+
+    # ---- who is looked after ---------------------------------------------------------------
+
+    def watch(self, device: Device) -> None:
+        """Look after a device and its worker from now on."""
+        assert device.kind is not None
+        ward = Ward(device, device.kind)
+        self._wards[device.id] = ward
+        device.device.on_lost = lambda text: self._vm.loop.call_soon(
+            lambda: self.lost(device, text))
+        self._adopt(ward)
+
+    def forget(self, device: Device) -> None:
+        """The device goes: what happens to its worker from now on is expected."""
+        ward = self._wards.pop(device.id, None)
+        device.device.on_lost = None
+        if device.worker is not None:
+            device.worker.on_end = None
+        if ward is not None:
+            ward.state = GIVEN_UP
+
+    def _adopt(self, ward: Ward) -> None:
+        worker = ward.device.worker
+        assert worker is not None
+        worker.on_end = lambda reason: self._ended(ward, worker, reason)
+        if worker.state == "dead":
+            self._ended(ward, worker, worker.reason)
+
+    # ---- what happens ----------------------------------------------------------------------
+
+    def _is_over(self, ward: Ward) -> bool:
+        return self._vm.run_state == "shutdown" or self._wards.get(ward.device.id) is not ward
+
+    def lost(self, device: Device, text: str) -> None:
+        """The device can't use its back end any more; if the process lives, it is faulty."""
+        ward, worker = self._wards.get(device.id), device.worker
+        if ward is None or self._is_over(ward) or worker is None or worker.state == "dead":
+            return
+        if ward.state == SERVING:
+            worker.put_down(text)
+
+    def _ended(self, ward: Ward, worker: WorkerProcess, reason: str) -> None:
+        """A worker is gone though nobody asked."""
+        if self._is_over(ward) or worker is not ward.device.worker:
+            return
+        if ward.state == SERVING:  # else whoever waits for it notices
+            self._crashed(ward, worker, reason, time.monotonic())
+
+    def _crashed(self, ward: Ward, worker: WorkerProcess, reason: str, now: float) -> None:
+        vm, device = self._vm, ward.device
+        vm.events.emit("WORKER_CRASHED", {"device": device.id, "pid": worker.pid,
+                                          "reason": reason})
+        if ward.state == SERVING:
+            ward.death = now
+        verdict = ward.charge(now)
+        if verdict:
+            self._give_up(ward, f"{verdict}; the last one: {reason}")
+            return
+        ward.state = WAITING
+        delay = BACK_OFF[min(ward.fruitless, len(BACK_OFF) - 1)]
+        if delay:
+            vm.loop.call_later(delay, lambda: self._open(ward))
+        else:
+            self._open(ward)
+
+    def _open(self, ward: Ward) -> None:
+        if self._is_over(ward):
+            return
+        ward.state = OPENING
+        opened: list[Any] = []
+
+        def work() -> None:
+            ward.device.device.lost("its process has ended")
+            opened.append(ward.kind.open(drained=False))
+
+        def finish(error: Exception | None) -> None:
+            if self._is_over(ward):
+                if opened:
+                    ward.kind.discard(opened[0])
+            elif error is not None:
+                # The image can't be had any more: no other worker could serve it.
+                self._give_up(ward, str(error))
+            else:
+                self._connect(ward, opened[0])
+
+        self._vm.off_loop(work, finish)
+
+    def _connect(self, ward: Ward, opened: Any) -> None:
+        ward.state = CONNECTING
+        device = ward.device
+        old = device.worker
+        assert old is not None
+        try:
+            worker = ward.kind.spawn(opened)
+        except StratovirtError as error:
+            self._crashed(ward, old, str(error), time.monotonic())
+            return
+        worker.restarts = old.restarts + 1
+        device.worker = worker
+        rings = [0.0]
+
+        def work() -> None:
+            deadline = time.monotonic() + CONNECT_LIMIT
+            device.device.replace_backend(worker.take_socket(), deadline, drain=False)
+            rings[0] = time.monotonic()
+            if not worker.wait_started(deadline):
+                raise DeviceError(f"the worker did not start: {worker.reason or 'in time'}")
+
+        def finish(error: Exception | None) -> None:
+            if self._is_over(ward):
+                worker.kill()
+                return
+            if error is None and worker.state == "dead":
+                error = DeviceError(worker.reason)
+            if error is not None:
+                worker.kill()
+                self._crashed(ward, worker, worker.reason or str(error), time.monotonic())
+                return
+            self._serves(ward, worker, rings[0])
+
+        self._vm.off_loop(work, finish)
+
+    def _serves(self, ward: Ward, worker: WorkerProcess, since: float) -> None:
+        ward.state = SERVING
+        ward.served_since = since
+        gap = int((since - ward.death) * 1e6)
+        log.info(f"Worker {worker.kind} '{worker.device}' (pid {worker.pid}) took over after "
+                 f"{gap} us")
+        self._vm.events.emit("WORKER_RESTARTED", {"device": ward.device.id, "pid": worker.pid,
+                                                  "gap-us": gap})
+        self._adopt(ward)
+
+    def _give_up(self, ward: Ward, reason: str) -> None:
+        ward.state = GIVEN_UP
+        device = ward.device
+        log.error(f"Device {device.id} is given up: {reason}")
+        self._vm.events.emit("WORKER_GIVEN_UP", {"device": device.id, "reason": reason})
+        self._vm.serve_errors(device)
+
+    # ---- live upgrade ----------------------------------------------------------------------
+
+    def restart(self, name: str, done: Done) -> None:
+        """`worker-restart`: the device goes over to a worker from a fresh nursery.
+
+        `done(error)` is called on the main loop when the new one serves; with an error the old
+        one still does, or its death is dealt with as any other.
+
+        :raises StateError, DeviceError: at once: no such worker, or not now.
+        """
+        ward = self._wards.get(name)
+        if ward is None or ward.device.worker is None:
+            raise DeviceError(f"There is no worker for a device '{name}'",
+                              "query-workers lists those that there are")
+        if ward.state != SERVING:
+            raise StateError(f"The worker of '{name}' can't be restarted: it is {ward.state}",
+                             "query-workers shows when it serves")
+        ward.state = UPGRADING
+        opened: list[Any] = []
+
+        def finish(error: Exception | None) -> None:
+            if error is not None or self._is_over(ward):
+                if opened:
+                    ward.kind.discard(opened[0])
+                ward.state = SERVING
+                self._adopt(ward)
+                done(error or StateError(f"The device '{name}' went meanwhile"))
+                return
+            self._upgrade(ward, opened[0], done)
+
+        self._vm.off_loop(lambda: opened.append(ward.kind.open(drained=True)), finish)
+
+    def _upgrade(self, ward: Ward, opened: Any, done: Done) -> None:
+        device = ward.device
+        old = device.worker
+        assert old is not None
+        try:
+            self._vm.retire_nursery()  # a clone of the old one would run the old code
+            worker = ward.kind.spawn(opened)
+        except StratovirtError as error:
+            ward.state = SERVING
+            done(error)
+            return
+        worker.restarts = old.restarts + 1
+        times = [0.0, 0.0]
+
+        def work() -> None:
+            deadline = time.monotonic() + CONNECT_LIMIT
+            if not worker.wait_started(deadline):
+                raise DeviceError(f"the new worker did not start: {worker.reason or 'in time'}")
+            times[0] = time.monotonic()
+            device.device.replace_backend(worker.take_socket(), times[0] + DRAIN_LIMIT, drain=True)
+            times[1] = time.monotonic()
+
+        def finish(error: Exception | None) -> None:
+            if self._is_over(ward):
+                worker.kill()
+                done(error or StateError(f"The device '{device.id}' went meanwhile"))
+            elif error is not None:
+                worker.kill()
+                ward.state = SERVING
+                # Its rings are half stopped, or it has lost its connection: a worker that does
+                # not drain is replaced as one that died.
+                old.put_down(str(error))
+                self._adopt(ward)
+                done(error)
+            else:
+                old.on_end = None
+                old.kill()
+                device.worker = worker
+                ward.death = times[0]
+                self._serves(ward, worker, times[1])
+                done(None)
+
+        self._vm.off_loop(work, finish)
