@@ -113,18 +113,22 @@ class Chardev:
             del self._events[fd]
         for fd, events in wanted.items():
             if fd not in self._events:
-                self.loop.add(fd, events, self._ready)
+                self.loop.add(fd, events, self._handler(fd))
             elif self._events[fd] != events:
                 self.loop.modify(fd, events)
             self._events[fd] = events
 
-    def _ready(self, events: int) -> None:
-        if events & WRITE and self._blocked:
+    def _handler(self, fd: int) -> Callable[[int], None]:
+        return lambda events: self._ready(fd, events)
+
+    def _ready(self, fd: int, events: int) -> None:
+        # A full pipe without a reader says error and never "writable": write, to learn of it.
+        if fd == self._out_fd and self._blocked and events != READ:
             self._blocked = False
             self._watch()
             if self.on_writable is not None:
                 self.on_writable()
-        if events & ~WRITE and self._in_fd >= 0:
+        if fd == self._in_fd and events & ~WRITE:
             self._read()
 
     def _read(self) -> None:

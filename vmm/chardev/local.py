@@ -28,6 +28,7 @@ class Stdio(Chardev):
         super().__init__(config.id, config.kind, loop)
         self._attributes: list[object] | None = None
         self._opened: list[int] = []
+        self._made_nonblocking: list[int] = []
         if os.isatty(0):
             self._make_raw()
         in_fd, out_fd = self._own(0, os.O_RDONLY), self._own(1, os.O_WRONLY)
@@ -45,7 +46,9 @@ class Stdio(Chardev):
                           mode | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         except OSError:  # a socket, or a file that we may not open
             own = os.dup(fd)
-            os.set_blocking(own, False)
+            if os.get_blocking(own):
+                self._made_nonblocking.append(own)
+                os.set_blocking(own, False)
         self._opened.append(own)
         return own
 
@@ -74,13 +77,15 @@ class Stdio(Chardev):
                 self._blocked = False
 
     def close(self) -> None:
-        """Restore the terminal."""
+        """Restore the terminal, and what we share with others."""
         if self._attributes is not None:
             import termios
 
             termios.tcsetattr(0, termios.TCSAFLUSH, self._attributes)  # type: ignore[arg-type]
             self._attributes = None
         self._detach()
+        while self._made_nonblocking:
+            os.set_blocking(self._made_nonblocking.pop(), True)
         while self._opened:
             os.close(self._opened.pop())
 

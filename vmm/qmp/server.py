@@ -144,13 +144,13 @@ class QmpServer:
 class _Listener:
     """One listening socket."""
 
-    __slots__ = ("_unlink", "socket")
+    __slots__ = ("_unix", "socket")
 
     def __init__(self, monitor: MonitorConfig) -> None:
-        self._unlink = ""
+        self._unix: unix_socket.UnixListener | None = None
         if monitor.kind == "unix":
-            self.socket = unix_socket.listen_unix(monitor.path)
-            self._unlink = monitor.path
+            self._unix = unix_socket.listen_unix(monitor.path)
+            self.socket = self._unix.socket
         elif monitor.kind == "tcp":
             self.socket = unix_socket.listen_tcp(monitor.host, monitor.port)
         else:
@@ -163,11 +163,8 @@ class _Listener:
         return int(fd)
 
     def close(self) -> None:
-        if self._unlink:
-            try:
-                os.unlink(self._unlink)
-            except OSError:
-                pass
+        if self._unix is not None:
+            self._unix.close()
         self.socket.close()
 
 
