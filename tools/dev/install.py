@@ -34,8 +34,8 @@ class DevError(Exception):
 
 
 def say(text: str) -> None:
-    """One line of progress."""
-    print(f"dev: {text}", flush=True)
+    """One line of progress; standard output is for answers (`which`)."""
+    print(f"dev: {text}", file=sys.stderr, flush=True)
 
 
 def run(command: list[str], **options: object) -> None:
@@ -76,11 +76,11 @@ def python() -> Path:
     """The environment's interpreter, made and filled if need be."""
     path = VENV / "bin/python"
     stamp = VENV / "requirements.stamp"
-    key = _digest([ROOT / "pyproject.toml"])
+    interpreter = os.path.realpath(sys.executable)
+    key = "\n".join([interpreter, *requirements()])
     if path.exists() and stamp.exists() and stamp.read_text() == key:
         return path
     say("making the virtual environment")
-    interpreter = os.path.realpath(sys.executable)
     run([interpreter, "-m", "venv", "--clear", str(VENV)])
     run([str(path), "-m", "pip", "install", "-q", "--disable-pip-version-check",
          *requirements()])

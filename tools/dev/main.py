@@ -19,7 +19,7 @@ usage: ./dev COMMAND [ARGUMENT]...
   demo [--shell]     boot Debian's kernel in a microVM, its disk from a worker, QMP beside it;
                      with --shell its console is the terminal
   test [PYTEST...]   build, lint and run every test; with arguments: those tests alone
-  lint               ruff, mypy --strict
+  lint               ruff, mypy --strict, the house rules (tests/style)
   bench [NAME...]    the benchmarks of bench/, each beside a peer in the same run
   lab COMMAND        the nested lab by hand: prepare, run 'COMMAND', shell
   which              build the command if needed and print its path
@@ -57,12 +57,13 @@ def bench(arguments: list[str]) -> int:
 
 
 def lint(arguments: list[str]) -> int:
-    """ruff and mypy."""
+    """ruff, mypy and the house rules."""
     install.packages()
     bin = install.python().parent
     failed = 0
-    for command in ([f"{bin}/ruff", "check", "."], [f"{bin}/mypy"]):
-        say(" ".join(command[:1] + command[1:]).replace(f"{bin}/", ""))
+    for command in ([f"{bin}/ruff", "check", "."], [f"{bin}/mypy"],
+                    [f"{bin}/python", "-m", "pytest", "-q", "tests/style"]):
+        say(" ".join(command).replace(f"{bin}/", ""))
         failed |= subprocess.run(command, cwd=ROOT, check=False).returncode
     return 1 if failed else 0
 
