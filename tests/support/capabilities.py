@@ -83,6 +83,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "userns": _userns,
     "net_admin": _net_admin,
     "qemu": _program("qemu-system-x86_64"),
+    "strace": _program("strace"),
     "qemu-storage-daemon": _program("qemu-storage-daemon"),
     "lab": _lab,
     "hugepages": _hugepages,

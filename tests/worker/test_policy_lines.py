@@ -1,0 +1,140 @@
+"""Every line of a worker's policy is needed: by its test load, or it says that it rarely is."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.memory_regions import MemoryRegion
+from shared.sandbox import policy
+from shared.vhost_user.frontend import Frontend
+from tests.support.blk_worker import ROOT, USER_BASE, BlkWorker
+from tests.support.guest_ring import (
+    DISCARD,
+    FLUSH,
+    GET_ID,
+    IN,
+    OUT,
+    WRITE_ZEROES,
+    BlkRequest,
+    GuestMemory,
+)
+from tests.support.policy_trace import Tracer, matches
+from tests.worker.test_blk_device import loop_device  # noqa: F401  a fixture
+from vmm.event_loop import EventLoop
+from vmm.worker.nursery import Nursery
+from vmm.worker.process import WorkerProcess
+
+pytestmark = pytest.mark.worker
+
+SIZE = 1 << 20
+
+
+class Driven(BlkWorker):
+    """A worker from a nursery, with the driver that otherwise drives one that runs alone."""
+
+    def __init__(self, worker: WorkerProcess) -> None:
+        self.worker = worker
+        self.frontend = Frontend(worker.take_socket(), "the worker", limit=20.0)
+        self.memory = GuestMemory()
+        self.rings = {}
+        self.inflight = None
+
+
+def segment(sector: int, count: int) -> bytes:
+    return sector.to_bytes(8, "little") + count.to_bytes(4, "little") + bytes(4)
+
+
+def load(driven: Driven) -> None:
+    """All that a driver and a front end do in the life of a disk."""
+    chance = random.Random(1)
+    front = driven.frontend
+    driven.connect()
+    channel = front.open_backend_channel()
+    driven.track(1, 64)
+    ring = driven.start(size=64)
+    for number in range(40):
+        data = chance.randbytes(512 * chance.randint(1, 64))
+        sector = chance.randrange(SIZE // 512 - 64)
+        driven.request(OUT, sector, data, segments=1 + number % 3)
+        driven.request(IN, sector, room=len(data), segments=1 + number % 3)
+    # Many at once, of all kinds: the pool's threads, and rings that are full.
+    for _ in range(4):
+        for kind in (DISCARD, WRITE_ZEROES, FLUSH, IN, OUT):
+            data = segment(8, 8) if kind in (DISCARD, WRITE_ZEROES) else b""
+            data = data if kind != OUT else chance.randbytes(4096)
+            request = BlkRequest(driven.memory, kind, 0, data, 4096 if kind == IN else 0, 1)
+            ring.add(request.buffers)
+    ring.publish()
+    ring.wait_used(20)
+    driven.request(GET_ID, room=20)
+    call = os.eventfd(0)
+    front.set_vring_call(0, call)
+    front.finish()
+    os.close(call)
+    front.set_mem_table([MemoryRegion(driven.memory.base, driven.memory.size, USER_BASE, 0)],
+                        [driven.memory.fd])
+    front.get_vring_base(0)
+    front.get_config(0, 60)
+    os.close(channel)
+
+
+@pytest.fixture
+def images(tmp_path: Path, loop_device: Callable[[int], Path]  # noqa: F811
+           ) -> Iterator[list[int]]:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(SIZE))
+    fds = [os.open(path, os.O_RDWR), os.open(path, os.O_RDWR | os.O_DIRECT),
+           os.open(loop_device(4096), os.O_RDWR)]
+    yield fds
+    for fd in fds:
+        os.close(fd)
+
+
+def test_blk_needs_each_line(tmp_path: Path, images: list[int]) -> None:
+    loop = EventLoop()
+    nursery = Nursery(loop, ("pid",))  # so that numbers mean the same inside and outside
+    nursery.start()
+    tracer = Tracer(nursery.pid, tmp_path / "trace")
+    try:
+        leaders = []
+        for aio in ("io_uring", "threads"):
+            for image in images:
+                worker = nursery.spawn("blk", "disk", {"image": image}, {
+                    "aio": aio, "discard": "unmap", "serial": "s", "queue-size": 64})
+                assert worker.wait_started(time.monotonic() + 60), worker.reason
+                leaders.append(worker.pid)
+                driven = Driven(worker)
+                load(driven)
+                resized: list[str] = []
+                worker.orders.send("resize", resized.append)
+                until(loop, lambda resized=resized: bool(resized))
+                driven.frontend.close()
+                until(loop, lambda worker=worker: worker.state == "dead")
+                # The tracer may hear of its end before we do.
+                assert worker.reason in ("exit code 0", "ended")
+        nursery.close()
+        calls = tracer.calls(leaders)
+    finally:
+        nursery.close()
+        tracer.close()
+        loop.close()
+    assert len(calls) > 1000
+    rules = policy.load(str(ROOT / "workers/blk/seccomp.policy"))
+    unneeded = [rule for rule in rules
+                if not rule.rare and not any(matches(rule, call) for call in calls)]
+    assert not [f"{rule.place} {rule.call}" for rule in unneeded]
+    uncovered = {call[0] for call in calls if not any(matches(rule, call) for rule in rules)}
+    assert not uncovered
+
+
+def until(loop: EventLoop, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        loop.run_once(0.05)
