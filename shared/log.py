@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import _thread
 import os
+import stat
 import sys
 import time
+
+from shared.errors import SharedError
 
 LEVELS = ("error", "warn", "info", "debug", "trace")
 _ERROR, _WARN, _INFO, _DEBUG = range(4)
@@ -34,42 +37,80 @@ class _Log:
         self.fd = 2
         self.level = _WARN
         self.path = ""
-        self.size = 0
+        self.size = -1  # of a regular file with a path, which is rotated
         self.lock = _thread.allocate_lock()
 
     def open_file(self) -> None:
-        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        self.size = os.fstat(self.fd).st_size
+        # Not to block on a pipe: a log that nobody reads must not stop the VM.
+        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                          | os.O_NONBLOCK, 0o640)
+        status = os.fstat(self.fd)
+        self.size = status.st_size if stat.S_ISREG(status.st_mode) else -1
 
     def rotate(self) -> None:
-        os.close(self.fd)
         for number in range(KEEP_FILES - 1, 0, -1):
             older = f"{self.path}{number - 1}" if number > 1 else self.path
             try:
                 os.replace(older, f"{self.path}{number}")
             except OSError:
                 pass  # it doesn't exist yet
+        # Should this fail the old file goes on: `fd` is never one that somebody else has got.
+        old = self.fd
         self.open_file()
+        os.close(old)
 
 
 _log = _Log()
+
+
+class LogError(SharedError):
+    """The log can't be opened."""
 
 
 def open_log(path: str | None) -> None:
     """Direct the log.
 
     :param path: None: warnings to standard error; "": standard output; else a file.
-    :raises OSError: the file can't be opened.
+    :raises LogError: the file can't be opened.
     """
     if path is None:
         return
     name = os.environ.get("STRATOVIRT_LOG_LEVEL", "info").lower()
     _log.level = LEVELS.index(name) if name in LEVELS else _INFO
     if path == "":
-        _log.fd = 1
+        _log.fd = _standard_output()
     else:
         _log.path = path
-        _log.open_file()
+        try:
+            _log.open_file()
+        except (OSError, ValueError) as error:
+            _log.path = ""
+            reason = getattr(error, "strerror", None) or str(error)
+            raise LogError(f"-D {path}: Failed to init logger: {reason}",
+                           "name a file that can be written") from None
+
+
+def _standard_output() -> int:
+    """Standard output; where it is a pipe, by a description of our own that never blocks."""
+    try:
+        if stat.S_ISFIFO(os.fstat(1).st_mode):
+            return os.open("/proc/self/fd/1", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        pass  # somebody else's: share it as it is
+    return 1
+
+
+def on_standard_error() -> bool:
+    """Whether log lines go where the user sees them anyway."""
+    return _log.fd == 2
+
+
+def print_error(text: str) -> None:
+    """`stratovirt: text` on standard error, for who started us: one line, whatever it holds."""
+    try:
+        os.write(2, f"stratovirt: {one_line(text)}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass  # nobody listens
 
 
 def error(text: str) -> None:
@@ -109,11 +150,11 @@ def _write(level: str, text: str) -> None:
     day = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9))
     where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
     head = f"{day}.{now % 10**9:09}: [{os.getpid()}][{_thread.get_native_id()}][{where}]"
-    line = f"{head}:{level}: {_one_line(text)}\n".encode("utf-8", "backslashreplace")
+    line = f"{head}:{level}: {one_line(text)}\n".encode("utf-8", "backslashreplace")
     with _log.lock:
         try:
             os.write(_log.fd, line)
-            if _log.path:
+            if _log.size >= 0:
                 _log.size += len(line)
                 if _log.size > ROTATE_SIZE:
                     _log.rotate()
@@ -121,8 +162,12 @@ def _write(level: str, text: str) -> None:
             pass  # a full disk or a closed terminal must not end the VM
 
 
-def _one_line(text: str) -> str:
-    """Guests and peers choose parts of the text: no line break or control byte gets through."""
+def one_line(text: str) -> str:
+    """The text without line breaks and control bytes, at most MAX_TEXT characters.
+
+    Guests and peers choose parts of texts: none can forge a line of the log, or steer a
+    terminal.
+    """
     if len(text) > MAX_TEXT:
         text = text[:MAX_TEXT] + "..."
     if text.isprintable():

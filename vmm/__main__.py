@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from _signal import SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]
+from _signal import SIG_DFL, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]
 
 from shared import log
 from shared.errors import StratovirtError
@@ -32,12 +32,13 @@ SWITCH_INTERVAL = 0.0002
 def main(arguments: list[str] | None = None) -> int:
     """Run one VM to its end; the return value is the exit status (0 orderly, 1 refused)."""
     sys.setswitchinterval(SWITCH_INTERVAL)
+    signal(SIGINT, SIG_DFL)  # until the VM is there it just ends us, without a trace
+    _own_standard_descriptors()
     try:
         config = cli.parse(sys.argv[1:] if arguments is None else arguments)
     except cli.Answer as answer:  # -help, -version, -sandbox help
-        sys.stdout.write(answer.text)
-        return 0
-    except StratovirtError as error:
+        return _answer(answer.text)
+    except Exception as error:
         return _refuse(error)
     ready = None
     if config.daemonize:
@@ -51,23 +52,54 @@ def main(arguments: list[str] | None = None) -> int:
             ready.report(None)
         vm.loop.run()
         return vm.exit_code
-    except StratovirtError as error:
-        if ready is not None:
-            ready.report(str(error))
-        return _refuse(error)
+    except Exception as error:
+        cleanup.run()  # before anybody hears of it: nothing is left behind then
+        if ready is None:
+            return _refuse(error)
+        ready.report(_describe(error))
+        return 1
     finally:
         cleanup.run()
 
 
-def _refuse(error: StratovirtError) -> int:
-    log.error(str(error))
-    sys.stderr.write(f"stratovirt: {error}\n")
+def _own_standard_descriptors() -> None:
+    """Nothing that we open may become standard input, output or error."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)  # gets this number, the lowest that is free
+
+
+def _answer(text: str) -> int:
+    data = text.encode()
+    try:
+        while data:
+            data = data[os.write(1, data):]
+    except OSError:
+        return 1
+    return 0
+
+
+def _refuse(error: Exception) -> int:
+    text = _describe(error)
+    if not log.on_standard_error():  # or it would be there twice
+        log.error(text)
+    log.print_error(text)
     return 1
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, StratovirtError):
+        return str(error)
+    log.exception("internal error", error)  # a defect of ours
+    return f"internal error: {error!r}; this is a defect, please report it"
 
 
 def _start(config: VmConfig, cleanup: Cleanup) -> Vm:
     """Everything up to the moment at which the guest runs and QMP is answered."""
     loop = EventLoop()
+    loop.on_exception = lambda error: log.exception("in the event loop", error)
     nursery = _start_nursery(config, loop, cleanup)
     log.open_log(config.log)
     for warning in config.warnings:
@@ -78,6 +110,9 @@ def _start(config: VmConfig, cleanup: Cleanup) -> Vm:
 
     events = Events()
     vm = Vm(config, loop, events, cleanup)
+    # Before anything has a name: a signal that comes now is served when the loop runs.
+    for number in (SIGTERM, SIGINT, SIGHUP):
+        signal(number, lambda number, frame: loop.call_soon(lambda: vm.host_signal(number)))
     if nursery is not None:
         nursery.on_io_error = vm.io_error
     machine = _build_machine(vm, nursery, cleanup) if config.machine.kind != "none" else None
@@ -88,14 +123,14 @@ def _start(config: VmConfig, cleanup: Cleanup) -> Vm:
         from vmm.daemonize import write_pidfile
 
         cleanup.push(write_pidfile(config.pidfile))
-    for number in (SIGTERM, SIGINT, SIGHUP):
-        signal(number, lambda number, frame: loop.call_soon(lambda: vm.host_signal(number)))
     vm.start(machine)
     return vm
 
 
 def _start_nursery(config: VmConfig, loop: EventLoop, cleanup: Cleanup) -> Nursery | None:
     """The nursery comes before anything is opened, so that it can inherit nothing."""
+    if config.machine.kind == "none":
+        return None
     from vmm.machine.microvm import needs_workers
 
     if not needs_workers(config):
@@ -121,8 +156,11 @@ def _build_machine(vm: Vm, nursery: Nursery | None, cleanup: Cleanup) -> Machine
 def run() -> None:
     """For the launcher: `main`, then an exit that doesn't wait for daemon threads."""
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, AttributeError):
+            pass  # closed, before us or by whoever read it
     os._exit(status)
 
 

@@ -7,8 +7,8 @@ or 1 with the error.  The VM is its child in a session of its own.
 from __future__ import annotations
 
 import os
-import sys
 
+from shared import log
 from vmm.errors import ConfigError
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TEXT_LIMIT = 4096
+_READY = b"\0"  # no text of an error
 
 
 class Ready:
@@ -27,17 +28,21 @@ class Ready:
         self._fd = fd
 
     def report(self, error: str | None) -> None:
-        """Tell the parent how it went, once; standard error then goes to /dev/null."""
+        """Tell the parent how it went, once; the standard descriptors are /dev/null then."""
         if self._fd < 0:
             return
-        text = b"ok" if error is None else error.encode("utf-8", "replace")[:_TEXT_LIMIT]
-        os.write(self._fd, text)
-        os.close(self._fd)
-        self._fd = -1
+        # First of all this: whoever reads our standard output must not wait for the VM's end.
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
+        text = _READY if error is None else error.encode("utf-8", "replace")[:_TEXT_LIMIT]
+        try:
+            os.write(self._fd, text or b" ")
+        except BrokenPipeError:
+            pass  # nobody waits any more; the VM goes on
+        os.close(self._fd)
+        self._fd = -1
 
 
 def daemonize() -> Ready:
@@ -48,12 +53,11 @@ def daemonize() -> Ready:
         text = b""
         while part := os.read(reader, _TEXT_LIMIT):
             text += part
-        if text == b"ok":
+        if text == _READY:
             os._exit(0)
         # Nothing: it died before it could say why.
         message = text.decode("utf-8", "replace") or "the VM ended before it was set up"
-        sys.stderr.write(f"stratovirt: {message}\n")
-        sys.stderr.flush()
+        log.print_error(message)
         os._exit(1)
     os.close(reader)
     os.setsid()
@@ -76,15 +80,36 @@ def write_pidfile(path: str) -> Callable[[], None]:
     except OSError as error:
         raise ConfigError(f"-pidfile {path}: {error.strerror}",
                           "name a file that can be written") from None
-    os.write(fd, str(os.getpid()).encode())
-    os.close(fd)
-    return lambda: os.unlink(path)
+    status = os.fstat(fd)
+    try:
+        os.write(fd, str(os.getpid()).encode())
+    except OSError as error:
+        os.unlink(path)
+        raise ConfigError(f"-pidfile {path}: {error.strerror}",
+                          "name a file that can be written") from None
+    finally:
+        os.close(fd)
+    full = os.path.abspath(path)
+    return lambda: _remove(full, status)
+
+
+def _remove(path: str, ours: os.stat_result) -> None:
+    """Remove the file, if it is still the one that we made."""
+    try:
+        status = os.lstat(path)
+        if (status.st_dev, status.st_ino) == (ours.st_dev, ours.st_ino):
+            os.unlink(path)
+    except OSError:
+        pass  # somebody removed it
 
 
 def _remove_stale(path: str) -> None:
     try:
-        with open(path, "rb") as file:
-            text = file.read(32).strip()
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, 32).strip()
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         return
     if not text.isdigit():
