@@ -51,7 +51,8 @@ class Tracer:
             value = int(result.group(1), 0) if result else -1
             if int(tid) in inside:
                 if name:
-                    seen.append((name, [_number(word) for word in arguments.split(", ") if word]))
+                    seen.append((name, [_number(word.partition(" <")[0])
+                                        for word in arguments.split(", ") if word]))
                 if (name or resumed) == "clone" and value > 0:
                     inside.add(value)
             elif int(tid) in set(leaders) and (name or resumed) == "seccomp" and value == 0:

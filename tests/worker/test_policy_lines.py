@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,10 @@ def load(driven: Driven) -> None:
     os.close(channel)
 
 
+def is_dead(worker: WorkerProcess) -> bool:
+    return worker.state == "dead"
+
+
 @pytest.fixture
 def images(tmp_path: Path, loop_device: Callable[[int], Path]  # noqa: F811
            ) -> Iterator[list[int]]:
@@ -113,9 +118,9 @@ def test_blk_needs_each_line(tmp_path: Path, images: list[int]) -> None:
                 load(driven)
                 resized: list[str] = []
                 worker.orders.send("resize", resized.append)
-                until(loop, lambda resized=resized: bool(resized))
+                until(loop, partial(bool, resized))
                 driven.frontend.close()
-                until(loop, lambda worker=worker: worker.state == "dead")
+                until(loop, partial(is_dead, worker))
                 # The tracer may hear of its end before we do.
                 assert worker.reason in ("exit code 0", "ended")
         nursery.close()
