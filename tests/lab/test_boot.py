@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -117,12 +118,42 @@ def test_what_the_guest_writes_reaches_the_image(play: Play, tmp_path: Path) -> 
     assert report["files"]["second"] == expected + bytes(512 << 10)
 
 
-def test_many_processors(play: Play) -> None:
-    report = play(plan(small_kernel()["vmlinux"], "-smp", "16",
+def test_several_processors(play: Play) -> None:
+    """Many of them: tests/vm, where no emulator is in the way."""
+    topology = "/sys/devices/system/cpu/cpu3/topology"
+    report = play(plan(small_kernel()["vmlinux"], "-smp", "4,sockets=2,cores=2",
                        initrd=images.plain_initramfs(),
-                       append=images.command_line("poweroff -f"),
-                       steps=[["output", r"L2 ready.*\n", 80], *END]), timeout=120)
-    assert "cpus=16" in report["replies"][0]
+                       append=images.command_line(
+                           f"echo core=$(cat {topology}/core_id)"
+                           f" package=$(cat {topology}/physical_package_id)"
+                           f" with=$(cat {topology}/package_cpus_list)", "poweroff -f"),
+                       steps=[["output", r"L2 ready.*\n", 60], *END]), tries=3)
+    assert "cpus=4" in report["replies"][0]
+    assert "core=1 package=1 with=2-3" in report["console"]
+
+
+# Where a Debian kernel waits if it believes in them: seconds that it may take to find out.
+ABSENT = {"cmos_init": 0.5, "i8042_init": 0.3, "serial8250_init": 1.0}
+
+
+def test_nothing_waits_for_absent_hardware(play: Play) -> None:
+    """With none of the options that would hide it (images.COMMAND_LINE has them)."""
+    report = play(plan(
+        kernels.debian_kernel().vmlinux, initrd=images.debian_initramfs(),
+        append=f"{MANUAL} initcall_debug log_buf_len=4M lab.run=" + ";".join(
+            f"dmesg|grep,{words}" for words in (
+                "-i,-e,calibrat,-e,rtc,-e,i8042,-e,hpet",
+                ",".join(f"-e,initcall.{name}+" for name in ABSENT))) + ";poweroff,-f",
+        steps=END))
+    text = report["console"]
+    assert "Calibrating delay loop (skipped)" in text, text
+    for complaint in ("broken or not accessible", "Probing ports directly", "Can't read CTR",
+                      "Fast TSC calibration", "using PIT calibration", "using HPET"):
+        assert complaint not in text, text
+    taken = {name: int(microseconds) / 1e6 for name, microseconds in re.findall(
+        r"initcall (\w+)\+.* after (\d+) usecs", text)}
+    for name, limit in ABSENT.items():
+        assert taken[name] < limit, f"{name}: {taken[name]} s\n{text}"
 
 
 def test_disk_of_a_foreign_back_end(play: Play) -> None:
