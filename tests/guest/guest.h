@@ -153,6 +153,7 @@ void smp_command(int argc, u64 *argv);
 void smp_lock_command(int argc, u64 *argv);
 void smp_ipi_command(int argc, u64 *argv);
 void smp_work_command(int argc, u64 *argv);
+void smp_cpuid_command(int argc, u64 *argv);
 void ap_main(u32 cpu);
 
 // ---- blk.c, blk_hostile.c -------------------------------------------------------------------------

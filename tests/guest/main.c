@@ -270,6 +270,7 @@ static const struct {
 	{ "smp.lock", smp_lock_command, 0 },
 	{ "smp.ipi", smp_ipi_command, 0 },
 	{ "smp.work", smp_work_command, 0 },
+	{ "smp.cpuid", smp_cpuid_command, 1 },
 	{ "triple", triple_command, 0 },
 	{ "port64", port64_command, 0 },
 	{ "reboot", reboot_command, 0 },

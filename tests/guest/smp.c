@@ -112,6 +112,28 @@ void smp_lock_command(int argc, u64 *argv)
 	      plain_counter, wanted);
 }
 
+static u32 cpuid_answers[MAX_CPUS][4];
+
+static void cpuid_job(u32 cpu)
+{
+	cpuid((u32)job_argument, (u32)(job_argument >> 32), cpuid_answers[cpu]);
+}
+
+// smp.cpuid LEAF [SUBLEAF]: what every CPU is told.
+void smp_cpuid_command(int argc, u64 *argv)
+{
+	u32 count = smp_start();
+	bool finished = run_everywhere(cpuid_job, argv[1] | (argc > 2 ? argv[2] << 32 : 0));
+
+	for (u32 cpu = 0; cpu < count; cpu++) {
+		const u32 *r = cpuid_answers[cpu];
+
+		print("note id=%u 0x%x 0x%x 0x%x 0x%x\n", (u64)apic_ids[cpu], (u64)r[0], (u64)r[1],
+		      (u64)r[2], (u64)r[3]);
+	}
+	print("%s smp.cpuid cpus=%u\n", finished ? "ok" : "fail", (u64)count);
+}
+
 static void work_job(u32 cpu) { results[cpu] = run_user(user_spin, job_argument, 0, 0, 0); }
 
 void smp_work_command(int argc, u64 *argv)

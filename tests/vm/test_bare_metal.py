@@ -107,6 +107,34 @@ def test_254_processors(start_vm: Start) -> None:
     assert answer.ok and answer.value("cpus") == 254 and answer.value("largest-id") == 253
 
 
+@pytest.mark.parametrize(("smp", "shifts", "counts"), [
+    ("4", (0, 0), (1, 1)),
+    ("6,sockets=1,cores=3,threads=2", (1, 3), (2, 6)),
+    ("8,sockets=2,dies=1,clusters=2,cores=1,threads=2", (1, 2), (2, 4)),
+    ("16,sockets=2,dies=2,cores=2,threads=2", (1, 3), (2, 8)),
+])
+def test_every_processor_is_told_its_place(start_vm: Start, smp: str, shifts: tuple[int, int],
+                                           counts: tuple[int, int]) -> None:
+    """CPUID leaves 1 and 0xB on each; an APIC id counts threads, cores, dies, sockets up."""
+    vm = start_vm("-smp", smp)
+    threads, package = counts
+    places = []
+    for level, (shift, count) in enumerate(zip(shifts, counts, strict=True)):
+        for note in vm.guest(f"smp.cpuid 0xb {level}").notes:
+            apic_id, *registers = (int(word, 0) for word in note[3:].split())
+            assert registers == [shift, count, level + 1 << 8 | level, apic_id]
+            if level:
+                places.append(apic_id)
+    for note in vm.guest("smp.cpuid 1").notes:
+        apic_id, _, ebx, *_ = (int(word, 0) for word in note[3:].split())
+        assert ebx >> 24 == apic_id and ebx >> 16 & 0xFF >= package
+    assert len(set(places)) == len(places) == int(smp.partition(",")[0])
+    by_package = [place >> shifts[1] for place in places]
+    assert all(by_package.count(number) == package for number in by_package)
+    by_core = [place >> shifts[0] for place in places]
+    assert all(by_core.count(number) == threads for number in by_core)
+
+
 def test_trap_in_the_guest_is_the_guests_affair(start_vm: Start) -> None:
     vm = start_vm()
     answer = vm.guest("trap")
