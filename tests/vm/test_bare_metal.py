@@ -7,6 +7,7 @@ import re
 import signal
 import time
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,6 @@ from tests.support.test_vm import TestVm, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Start = Callable[..., TestVm]
 
@@ -56,13 +56,32 @@ def test_memory_map_holds_no_overlap(start_vm: Start) -> None:
     assert all(a + b <= c for (a, b), (c, _) in itertools.pairwise(ranges))
 
 
-def test_memory_above_four_gigabytes(start_vm: Start) -> None:
-    vm = start_vm(memory=5120)
-    assert vm.guest("mem").value("ram") > 5119 * MIB
-    for address in (0x1_0000_0000, 0x1_0000_0000 + 2047 * MIB, 0xBFF0_0000):
-        assert vm.guest(f"memory.fill {address:#x} 0x10000 {address & 7}").ok
-    for address in (0x1_0000_0000, 0x1_0000_0000 + 2047 * MIB, 0xBFF0_0000):
-        assert vm.guest(f"memory.check {address:#x} 0x10000 {address & 7}").ok
+GAP, HIGH = 0xC000_0000, 1 << 32  # RAM ends below the first and goes on at the second
+
+
+@pytest.mark.parametrize("kernel", ["guest.elf", "guest-64.elf"])
+@pytest.mark.parametrize("memory", [3072, 3073, 4096, 20480])
+def test_memory_below_and_above_four_gigabytes(start_vm: Start, memory: int,
+                                               kernel: str) -> None:
+    vm = start_vm(memory=memory, kernel=kernel)
+    answer = vm.guest("mem")
+    above = memory * MIB - GAP
+    assert (memory - 1) * MIB < answer.value("ram") <= memory * MIB
+    ranges = [tuple(int(word, 16) for word in found)
+              for note in answer.notes if note.endswith("type=1")
+              for found in re.findall(r"(0x\w+)\+(0x\w+)", note)]
+    assert [pair for pair in ranges if pair[0] >= HIGH] == ([(HIGH, above)] if above else [])
+    assert max(start + size for start, size in ranges if start < HIGH) == GAP
+    ends = [GAP - 0x10000, *([HIGH, HIGH + above - 0x10000] if above else [])]
+    for address in ends:
+        assert vm.guest(f"memory.fill {address:#x} 0x10000 {address >> 16 & 7}").ok
+    for address in ends:
+        assert vm.guest(f"memory.check {address:#x} 0x10000 {address >> 16 & 7}").ok
+    assert vm.guest(f"read32 {GAP:#x}").text == "read32 0xffffffff"
+    # Only what the guest touched is there: the memfd is filled page by page.
+    rollup = Path(f"/proc/{vm.process.pid}/smaps_rollup").read_text()
+    shared = re.search(r"Pss_Shmem: +(\d+) kB", rollup)
+    assert shared is not None and int(shared[1]) < 16 << 10
 
 
 @pytest.mark.parametrize("kernel", ["guest.elf", "guest-64.elf"])
