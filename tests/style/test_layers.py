@@ -23,7 +23,8 @@ PYTHON = {
     "native": {"cffi"},
 }
 # What every worker may import of workers/.
-COMMON = {"workers.startup", "workers.errors", "workers.program", "workers.nursery"}
+COMMON = {name.removesuffix(".py").replace("/", ".")
+          for name in tree.named(".py", under="workers/") if name.count("/") == 1}
 
 # What the nursery imports of each, before it clones.
 ENTRY = re.compile(r"workers\.\w+\.worker")
@@ -70,8 +71,7 @@ def allowed(module: str, folder: str) -> bool:
     top = module.split(".")[0]
     own = folder.replace("/", ".")
     if top in sys.stdlib_module_names or module == own or module.startswith(own + "."):
-        return folder != "workers" or not re.match(r"workers\.(?!startup|errors|program|nursery)",
-                                                   module)
+        return folder != "workers" or top != "workers" or module in COMMON
     if folder.startswith("workers/") and module in COMMON:
         return True
     return any(module == entry or module.startswith(entry + ".") for entry in PYTHON[folder])
