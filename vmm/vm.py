@@ -299,7 +299,11 @@ class Vm:
     def serve_errors(self, device: Device) -> None:
         """No worker serves the device any more: the guest sees that it failed."""
         device.device.on_lost = None
-        device.device.on_failure(f"The device {device.id} is given up")
+
+        def finish(error: Exception | None) -> None:
+            device.device.on_failure(f"The device {device.id} is given up")
+
+        self.off_loop(lambda: device.device.lost("it is given up"), finish)
 
     def io_error(self, worker: WorkerProcess, message: Mapping[str, object]) -> None:
         """A worker reports that the host failed a request: BLOCK_IO_ERROR, the VM goes on."""

@@ -23,8 +23,9 @@ import os
 import select
 import time
 
+from shared import log
 from shared.errors import SharedError
-from shared.vhost_user.errors import PeerRefusedError, TimedOutError
+from shared.vhost_user.errors import ConnectionLostError, PeerRefusedError, TimedOutError
 from vmm.devices.vhost_session import Session
 from vmm.devices.virtio_device import QueueConfig, VirtioDevice
 from vmm.errors import BackendError
@@ -172,26 +173,32 @@ class VhostUserDevice(VirtioDevice):
             return
         try:
             self._retried(deadline, action)
-        except BackendError:
+        except BackendError as error:
             # The VM is paused all the same: nobody must start the rings before `resume`.
             if self._goal == RUNNING:
                 self._goal = PAUSED
-            raise
+            if not isinstance(error.__cause__, ConnectionLostError):
+                raise
+            # Who is gone for good can't be drained, and holds up nobody.
+            log.warning(str(error))
 
     def resume(self) -> None:
-        """See `VirtioDevice.resume`.
+        """See `VirtioDevice.resume`. A device that is broken for good holds nobody up: the
+        guest sees that it needs a reset.
 
-        :raises BackendError: the back end failed meanwhile.
+        :raises BackendError: the back end failed now.
         """
         with _Held(self, REQUEST_LIMIT):
-            if self.state == BROKEN and not self._is_kept():
-                raise self._broken_error()
             if self._goal != PAUSED:
                 return
-            self._goal = RUNNING
             if self.state == BROKEN:
-                self.on_needed()
+                self._goal = RUNNING
+                if self._is_kept():
+                    self.on_needed()
+                else:
+                    log.warning(str(self._broken_error()))
                 return
+            self._goal = RUNNING
             session = self._current()
             if self.state == RUNNING:
                 return  # `pause` gave up, somebody brought another back end

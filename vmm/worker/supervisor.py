@@ -53,8 +53,8 @@ DRAIN_LIMIT = 10.0     # ... for a living one to finish what it has taken
 SHORT_LIFE = 0.05
 FRUITLESS_LIMIT = 5
 # ... or once these are used up (they come back at a rate a second) the device is given up.
-BUDGET = 20.0
-BUDGET_RATE = 2.0
+BUDGET = 40.0
+BUDGET_RATE = 4.0
 # Seconds before the attempt that follows so many fruitless ones.
 BACK_OFF = (0.0, 0.01, 0.05, 0.2, 0.5)
 

@@ -411,8 +411,7 @@ def test_a_silent_back_end_costs_its_limit_once(silent: Silent) -> None:
     assert time.monotonic() - begin < 0.1
     silent.device.pause(soon())
     silent.device.reset()
-    with pytest.raises(BackendError, match="failed before"):
-        silent.device.resume()
+    silent.device.resume()
 
 
 def test_abort_frees_a_waiting_vcpu_at_once(silent: Silent) -> None:
@@ -477,8 +476,9 @@ def test_death_while_running_is_noticed_by_the_loop(rig: Rig) -> None:
     while not rig.failures and time.monotonic() < deadline:
         rig.loop.run_once(0.1)
     assert "is gone" in rig.failures[0]
-    with pytest.raises(BackendError):
-        rig.device.pause(soon())
+    rig.device.pause(soon())  # nobody is left to wait for
+    assert rig.device.state == BROKEN
+    rig.device.resume()
     assert rig.device.state == BROKEN
     rig.device.reset()
     with pytest.raises(BackendError, match="failed before"):
