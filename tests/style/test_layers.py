@@ -23,8 +23,7 @@ PYTHON = {
     "native": {"cffi"},
 }
 # What every worker may import of workers/.
-COMMON = {name.removesuffix(".py").replace("/", ".")
-          for name in tree.named(".py", under="workers/") if name.count("/") == 1}
+COMMON = {f"workers.{path.stem}" for path in (tree.ROOT / "workers").glob("*.py")}
 
 # What the nursery imports of each, before it clones.
 ENTRY = re.compile(r"workers\.\w+\.worker")
