@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import compileall
 import subprocess
+import sys
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 LAUNCHER = Path("build/wheel/stratovirt")
@@ -29,9 +31,20 @@ class BuildWithLauncher(build_py):
                                    invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
 
 
+class BuildWithBundle(build_ext):
+    """Bundles the modules of a start, which needs the native ones."""
+
+    def run(self) -> None:
+        """Do it after what setuptools does."""
+        super().run()
+        if not self.inplace:
+            subprocess.run([sys.executable, "native/bundle.py", "--unchecked", self.build_lib],
+                           check=True)
+
+
 setup(
     cffi_modules=["native/build.py:ffi_core", "native/build.py:ffi_dataplane",
                   "native/build.py:ffi_net", "native/build.py:ffi_sandbox"],
-    cmdclass={"build_py": BuildWithLauncher},
+    cmdclass={"build_py": BuildWithLauncher, "build_ext": BuildWithBundle},
     data_files=[("bin", [str(LAUNCHER)])],
 )

@@ -7,6 +7,7 @@ Modules that come only with some options are imported where they are needed.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from _signal import SIG_DFL, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]
@@ -50,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         vm = _start(config, cleanup)
         if ready is not None:
             ready.report(None)
+        # The launcher turned it off. What is there now stays to the end: it need not be searched.
+        gc.freeze()
+        gc.enable()
         vm.loop.run()
         return vm.exit_code
     except Exception as error:

@@ -14,9 +14,22 @@
 #include <string.h>
 #include <unistd.h>
 
+// Modules come from one file where it is to be had (native/bundle.py), else as usual. Until the
+// guest runs there is nothing that a garbage collection could find; vmm.__main__ turns it on.
 #define CODE                                                                                   \
-	"import sys;sys.path[:0]=sys.argv.pop(1).split(':');"                                  \
-	"from vmm.__main__ import run;run()"
+	"import sys,gc\n"                                                                      \
+	"gc.disable()\n"                                                                       \
+	"sys.path[:0]=sys.argv.pop(1).split(':')\n"                                            \
+	"try:\n"                                                                               \
+	" from marshal import load\n"                                                          \
+	" from _frozen_importlib_external import MAGIC_NUMBER\n"                               \
+	" root=sys.path[0]\n"                                                                  \
+	" file=open(root+'/vmm/__pycache__/startup.'+sys.implementation.cache_tag,'rb')\n"     \
+	" if load(file)==MAGIC_NUMBER:exec(load(file),{'file':file,'root':root})\n"            \
+	" file.close()\n"                                                                      \
+	"except (OSError,EOFError,ValueError,TypeError):pass\n"                                \
+	"from vmm.__main__ import run\n"                                                       \
+	"run()"
 
 static int fail(const char *what, const char *name)
 {

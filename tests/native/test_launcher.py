@@ -13,8 +13,8 @@ from tests.support.tree import ROOT
 
 pytestmark = pytest.mark.native
 
-# Says its process id and what it was started with, one a line.
-SCRIPT = '#!/bin/sh\necho $$\nprintf "%s\\n" "$@"\n'
+# Says its process id, on a line, and what it was started with.
+SCRIPT = '#!/bin/sh\necho $$\nprintf "%s\\0" "$@"\n'
 
 
 def build(target: Path, *flags: str) -> Path:
@@ -37,8 +37,8 @@ def start(command: Path, *arguments: str) -> tuple[int, int, list[str]]:
     """The pid of what was started, that of what it became, its arguments."""
     process = subprocess.Popen([command, *arguments], stdout=subprocess.PIPE, text=True)
     text, _ = process.communicate(timeout=20)
-    lines = text.splitlines()
-    return process.pid, int(lines[0]), lines[1:]
+    pid, _, words = text.partition("\n")
+    return process.pid, int(pid), words.split("\0")[:-1]
 
 
 def test_from_a_source_tree(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""Builds the bundle that a start loads its modules from: see bundle_loader.py.
+
+    python native/bundle.py [--unchecked] [ROOT]
+
+Writes ROOT/vmm/__pycache__/startup.TAG, for the interpreter that runs this; needs the native
+modules.  `--unchecked`: the
+modules' times don't matter (in a wheel, whose files get the times that an installer likes).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import marshal
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from types import CodeType, ModuleType
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("vmm", "shared", "native")
+# What is imported, group by group: up to the start of the nursery, up to the first instruction.
+# Their own imports come with them.
+GROUPS = (
+    ("vmm.__main__", "vmm.worker.nursery"),
+    ("vmm.machine.microvm", "vmm.qmp.events", "vmm.qmp.server", "vmm.vm", "vmm.hypervisor.kvm",
+     "vmm.chardev.local"),
+)
+
+
+class Recorder(importlib.machinery.SourceFileLoader):
+    """Notes the order in which modules are through."""
+
+    done: list[tuple[str, bool, Path]] = []
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute it, then note it."""
+        super().exec_module(module)
+        self.done.append((module.__name__, hasattr(module, "__path__"), Path(self.path)))
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Gives our packages' modules to the recorder."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None
+                  ) -> importlib.machinery.ModuleSpec | None:
+        """As the usual finder does."""
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if name.split(".")[0] in PACKAGES and spec is not None and spec.origin and \
+                spec.origin.endswith(".py"):
+            spec.loader = Recorder(name, spec.origin)
+        return spec
+
+
+Body = TypeVar("Body", ast.Module, ast.ClassDef, ast.FunctionDef)
+
+
+class Strip(ast.NodeTransformer):
+    """Drops what doesn't run: docstrings, annotations, what is for type checkers."""
+
+    def _without_docstring(self, node: Body) -> Body:
+        self.generic_visit(node)
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+            if not node.body and not isinstance(node, ast.Module):
+                node.body = [ast.Pass()]
+        return node
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        """Without docstring."""
+        return self._without_docstring(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        """Without docstring."""
+        return self._without_docstring(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """Also without the types of its arguments."""
+        node.returns = None
+        arguments = node.args
+        for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs,
+                         arguments.vararg, arguments.kwarg]:
+            if argument is not None:
+                argument.annotation = None
+        return self._without_docstring(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        """`if TYPE_CHECKING:` never runs."""
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        """A value without its type; a type without a value is nothing."""
+        if node.value is None:
+            return None
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        """Annotations need no postponing when there are none."""
+        return None if node.module == "__future__" else node
+
+
+def compiled(path: Path, name: str) -> CodeType:
+    """The code of a source file, stripped; tracebacks say that it is `name`."""
+    tree = ast.fix_missing_locations(Strip().visit(ast.parse(path.read_text())))
+    code: CodeType = compile(tree, name, "exec", dont_inherit=True)
+    return code
+
+
+def build(root: Path, checked: bool) -> Path:
+    """Write the bundle of the packages in `root`; its path."""
+    sys.path[:0] = [str(root)]
+    sys.meta_path.insert(0, Finder())
+    names: dict[str, int] = {}
+    blobs = []
+    for number, group in enumerate(GROUPS):
+        Recorder.done = []
+        for module in group:
+            importlib.import_module(module)
+        entries = []
+        for name, is_package, path in Recorder.done:
+            found = path.stat()
+            relative = str(path.relative_to(root))
+            code = compiled(path, str(path) if checked else relative)
+            entries.append((name, is_package, relative, found.st_mtime_ns if checked else 0,
+                            found.st_size, code))
+            names[name] = number
+        blobs.append(marshal.dumps(tuple(entries)))
+    target = root / "vmm/__pycache__" / f"startup.{sys.implementation.cache_tag}"
+    target.parent.mkdir(exist_ok=True)
+    fresh = target.with_name(f"{target.name}.{os.getpid()}")
+    with fresh.open("wb") as file:
+        marshal.dump(importlib.util.MAGIC_NUMBER, file)
+        marshal.dump(compiled(HERE / "bundle_loader.py", "bundle_loader.py"), file)
+        marshal.dump((names, blobs), file)
+    fresh.rename(target)
+    return target
+
+
+if __name__ == "__main__":
+    words = [word for word in sys.argv[1:] if word != "--unchecked"]
+    print(build(Path(words[0] if words else HERE.parent).resolve(),
+                "--unchecked" not in sys.argv))

@@ -1,0 +1,104 @@
+"""Loads the modules of a start from one file: run by the launcher, never imported.
+
+A bundle (native/bundle.py) holds the modules that every start needs, in the order in which they
+were executed when it was built.  Importing them one by one costs 0.3 ms each, most of it for
+finding files; this way it is half of that.  A group whose sources have changed since is left
+alone, and the usual import does its work.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec as Spec
+    from io import BufferedReader
+    from types import CodeType, ModuleType
+
+    # name, whether it is a package, path below the root, its time (0: doesn't matter), size, code
+    Entry = tuple[str, bool, str, int, int, CodeType]
+    file: BufferedReader  # given by the launcher, behind this code
+    root: str
+
+
+def install(file: BufferedReader, root: str) -> None:
+    """Import from the bundle `file` what it holds; `root` is where the packages lie."""
+    import marshal
+    import sys
+    from _frozen_importlib import ModuleSpec
+    from posix import stat
+
+    module_type = type(sys)
+    groups: dict[str, int]
+    blobs: list[bytes | None]
+    groups, blobs = marshal.load(file)
+    entries: dict[str, Entry] = {}
+
+    class Finder:
+        """A finder and loader; the first import of a group's module executes the whole group.
+
+        All groups are through before there is a second thread.
+        """
+
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> Spec | None:
+            number = groups.get(name)
+            if number is None:
+                return None
+            blob, blobs[number] = blobs[number], None
+            if blob is not None:
+                load_group(marshal.loads(blob))
+            entry = entries.pop(name, None)  # one that is asked for before its turn
+            if entry is not None:
+                execute(entry)
+            module = sys.modules.get(name)
+            return None if module is None else module.__spec__
+
+        @staticmethod
+        def create_module(spec: Spec) -> ModuleType:
+            return sys.modules[spec.name]
+
+        @staticmethod
+        def exec_module(module: ModuleType) -> None:
+            pass
+
+    def load_group(group: tuple[Entry, ...]) -> None:
+        for _, _, path, time, size, _ in group:
+            if time:
+                found = stat(f"{root}/{path}")
+                if (found.st_mtime_ns, found.st_size) != (time, size):
+                    return  # its names are found the usual way
+        for entry in group:
+            entries[entry[0]] = entry
+        for entry in group:
+            if entries.pop(entry[0], None) is not None:
+                execute(entry)
+
+    def execute(entry: Entry) -> None:
+        name, is_package, path, _, _, code = entry
+        if name in sys.modules:
+            return
+        module = module_type(name)
+        origin = f"{root}/{path}"
+        spec = ModuleSpec(name, Finder, origin=origin,  # type: ignore[arg-type]
+                          is_package=is_package)
+        parent, _, child = name.rpartition(".")
+        module.__spec__ = spec
+        module.__loader__ = Finder  # type: ignore[assignment]
+        module.__file__ = origin
+        module.__package__ = name if is_package else parent
+        if is_package:
+            module.__path__ = [origin.rpartition("/")[0]]
+            spec.submodule_search_locations = module.__path__
+        sys.modules[name] = module
+        try:
+            exec(code, module.__dict__)
+        except BaseException:
+            sys.modules.pop(name, None)
+            raise
+        if parent in sys.modules:
+            setattr(sys.modules[parent], child, module)
+
+    sys.meta_path.insert(0, Finder)
+
+
+install(file, root)  # noqa: F821

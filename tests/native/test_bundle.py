@@ -1,0 +1,119 @@
+"""The bundle of start-up modules: same modules, no stale code, no harm when it is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.capabilities import require
+from tests.support.tree import ROOT
+
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif("SV_NATIVE" in os.environ, reason="nothing of it is sanitized"),
+]
+
+TAG = f"vmm/__pycache__/startup.{sys.implementation.cache_tag}"
+# Stands for vmm.__main__.run: says where modules came from.
+SAY = """
+import sys
+def run():
+    import gc, vmm.errors, vmm.machine.microvm
+    for name in ("vmm", "vmm.errors", "vmm.machine.microvm", "shared.errors"):
+        module = sys.modules[name]
+        print(name, module.__spec__.loader.__name__ if hasattr(module.__spec__.loader, "__name__")
+              and "Finder" in str(module.__spec__.loader) else "file", module.__file__,
+              module.__package__)
+    print("gc", gc.isenabled(), "doc", vmm.errors.__doc__ is None)
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the packages with a bundle of their own."""
+    root = tmp_path_factory.mktemp("tree")
+    for name in ("vmm", "shared", "native"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(
+            "__pycache__", "*.c", "*.h"))
+    main = root / "vmm/__main__.py"
+    main.write_text(main.read_text().partition("def run()")[0] + SAY)
+    subprocess.run([sys.executable, root / "native/bundle.py", root], check=True, cwd=root,
+                   stdout=subprocess.DEVNULL)
+    return root
+
+
+@pytest.fixture(scope="module")
+def command(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require("gcc")
+    target = tmp_path_factory.mktemp("bin") / "stratovirt"
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    subprocess.run(["gcc", f'-DSV_PYTHON="{os.path.realpath(sys.executable)}"',
+                    f'-DSV_PATHS="{tree}:{site}"', "-o", target,
+                    ROOT / "native/launcher/stratovirt.c"], check=True)
+    return target
+
+
+def start(command: Path) -> dict[str, list[str]]:
+    done = subprocess.run([command], capture_output=True, text=True, timeout=60, check=True)
+    return {words[0]: words[1:] for words in map(str.split, done.stdout.splitlines())}
+
+
+def test_modules_come_from_the_bundle(command: Path, tree: Path) -> None:
+    said = start(command)
+    assert said["vmm"] == ["Finder", str(tree / "vmm/__init__.py"), "vmm"]
+    assert said["vmm.errors"] == ["Finder", str(tree / "vmm/errors.py"), "vmm"]
+    assert said["vmm.machine.microvm"][::2] == ["Finder", "vmm.machine"]
+    assert said["shared.errors"][0] == "Finder"
+    assert said["gc"] == ["False", "doc", "True"]
+
+
+def test_a_group_with_changed_sources_is_left_alone(command: Path, tree: Path) -> None:
+    """Only that group: the other one's sources are as they were."""
+    source = tree / "vmm/machine/microvm.py"
+    before = source.stat()
+    try:
+        source.write_text(source.read_text() + "\n# changed\n")
+        said = start(command)
+        assert said["vmm.machine.microvm"][0] == "file"
+        assert said["vmm.errors"][0] == "Finder"
+    finally:
+        source.write_text(source.read_text().removesuffix("\n# changed\n"))
+        os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert start(command)["vmm.machine.microvm"][0] == "Finder"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"N", b"\x00" * 64, b"cut"])
+def test_a_bundle_that_is_missing_or_foreign(command: Path, tree: Path,
+                                             content: bytes | None) -> None:
+    bundle = tree / TAG
+    whole = bundle.read_bytes()
+    try:
+        bundle.unlink()
+        if content is not None:
+            # "cut": the right magic number, then half of what follows.
+            bundle.write_bytes(whole[:4000] if content == b"cut" else content)
+        assert start(command)["vmm.errors"][0] == "file"
+    finally:
+        bundle.write_bytes(whole)
+
+
+def test_an_error_names_the_source(command: Path, tree: Path) -> None:
+    """Tracebacks show files and lines as they are."""
+    main = tree / "vmm/__main__.py"
+    whole, before = main.read_text(), main.stat()
+    try:
+        main.write_text(whole + "\n\ndef run():\n    raise RuntimeError('here')\n")
+        subprocess.run([sys.executable, tree / "native/bundle.py", tree], check=True, cwd=tree,
+                       stdout=subprocess.DEVNULL)
+        done = subprocess.run([command], capture_output=True, text=True, timeout=60, check=False)
+        assert f'File "{main}", line ' in done.stderr and "raise RuntimeError" in done.stderr
+    finally:
+        main.write_text(whole)
+        os.utime(main, ns=(before.st_atime_ns, before.st_mtime_ns))
+        subprocess.run([sys.executable, tree / "native/bundle.py", tree], check=True, cwd=tree,
+                       stdout=subprocess.DEVNULL)
