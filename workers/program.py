@@ -41,7 +41,7 @@ def number(name: str, value: str, low: int, high: int) -> int:
 
     :raises UsageError: it is none, or out of range.
     """
-    if not (value.isascii() and value.isdigit()) or not low <= int(value[:18]) <= high:
+    if not (value.isascii() and value.isdigit() and len(value) <= 18 and low <= int(value) <= high):
         raise UsageError(f"--{name}={value}: not a number from {low} to {high}")
     return int(value)
 
