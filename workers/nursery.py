@@ -3,7 +3,8 @@
 The core executes it (an address space layout of its own) before it opens anything; it holds
 one descriptor, the channel to the core.  A clone's parent is the core (CLONE_PARENT): the
 nursery's death leaves the workers alive, the core's death ends them twice over, by the
-kernel's parent-death signal and by the nursery, which kills them when its channel closes.
+kernel's parent-death signal and by the nursery, which kills them when its channel closes, and
+removes the files that the core has told it of.
 
 A request is a map: serial, kind, device, fds (names, in the order of the descriptors that come
 with it), options.  The answer: serial and pid with the worker's pidfd, or serial and error.
@@ -21,9 +22,10 @@ from native import _sandbox
 from shared.control.channel import Channel, ChannelClosed, close_quietly
 from shared.control.codec import CodecError
 from shared.errors import SharedError, StratovirtError, check
-from shared.sandbox import OFF_VARIABLE, stages
+from shared.sandbox import OFF_VARIABLE, policy, stages
 from workers import startup
 from workers.errors import UsageError
+from workers.pages import PageNames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     Entry = Callable[[str, dict[str, int], dict[str, object], "Reporter"], None]
 
 CHANNEL_FD = 3
+MAX_NAMES = 4096
+IDLE_MS = 1000  # without a request: then there is time for what isn't urgent
 CONTROL = "control"  # the name of the descriptor that every worker gets for its reports
 
 
@@ -56,15 +60,21 @@ class Reporter:
 
     def receive(self) -> Message | None:
         """The core's next order, an empty map if what came is not one; None: the core is gone."""
+        order = self.receive_order()
+        if order is None:
+            return None
+        for fd in order[1]:
+            close_quietly(fd)
+        return order[0]
+
+    def receive_order(self) -> tuple[Message, list[int]] | None:
+        """The same with the descriptors that came with it; the caller's."""
         try:
-            message, fds = self._channel.recv()
+            return self._channel.recv()
         except ChannelClosed:
             return None
         except (BlockingIOError, CodecError):
-            return {}
-        for fd in fds:
-            close_quietly(fd)
-        return message
+            return {}, []
 
     def close(self) -> None:
         """For workers that are not processes: tests."""
@@ -78,8 +88,9 @@ class Reporter:
 def entries() -> dict[str, Entry]:
     """What each kind of worker runs; importing it here is what makes a clone cheap."""
     from workers.blk.worker import run as run_blk
+    from workers.null.worker import run as run_null
 
-    return {"blk": run_blk}
+    return {"blk": run_blk, "null": run_null}
 
 
 class Nursery:
@@ -96,15 +107,21 @@ class Nursery:
         self._workers: dict[int, int] = {}  # pidfds of the living, and their slots
         self._inherited: list[str] = []     # stages that hold for every clone
         self._filters: dict[str, bytes] = {}
+        self._own_filter = b""
         self._identity: stages.Identity | None = None
         self._refusal: StratovirtError | None = None  # why there will be no workers
+        # What has a name and must not outlive the core: by folder, the folder's descriptor
+        # and names with the identity of what they named (None: whatever it is).
+        self._folders: dict[tuple[int, int], int] = {}
+        self._names: dict[tuple[int, str], list[object] | None] = {}
+        self._pages = PageNames()
 
     def prepare(self) -> None:
         """What can be done for all workers at once. A failure is told to who wants a worker."""
         try:
             check(_sandbox.lib.sv_load_late_parts(), "Can't prepare the C library")
             if "seccomp" not in self._off:
-                self._filters = {kind: startup.load_filter(kind) for kind in self._kinds}
+                self._load_filters()
             self._identity = stages.Identity(self._off)
             self._inherited = stages.execute(
                 stages.nursery_stages(self._identity, self._off),
@@ -113,12 +130,33 @@ class Nursery:
         except StratovirtError as error:
             self._refusal = error
 
+    def _load_filters(self) -> None:
+        rules = {kind: startup.load_rules(kind) for kind in self._kinds}
+        self._filters = {kind: policy.compile_rules(rules[kind]) for kind in rules}
+        # Clones inherit the nursery's: it has to allow what they need.
+        everybody = [*startup.load_nursery_rules(), *(r for kind in rules for r in rules[kind])]
+        self._own_filter = policy.compile_rules(everybody)
+
+    def _confine(self) -> None:
+        """The nursery itself, for good."""
+        check(_sandbox.lib.sv_no_new_privs(), "no_new_privs")
+        startup.report_deaths(CHANNEL_FD)
+        if self._own_filter:
+            startup.install_filter(self._own_filter)
+
     def serve(self) -> None:
         """Returns in the nursery when the core is gone, never in a worker."""
         poll = select.poll()
         poll.register(self._channel.fileno(), select.POLLIN)
+        confined = False  # while the VM starts there are better things to do
         while True:
-            for fd, _ in poll.poll():
+            ready = poll.poll(None if confined else IDLE_MS)
+            if not ready:
+                if self._pages.wait_limit() is not None:
+                    self._pages.sweep()
+                self._confine()
+                confined = True
+            for fd, _ in ready:
                 if fd != self._channel.fileno():
                     poll.unregister(fd)
                     del self._workers[fd]
@@ -128,9 +166,17 @@ class Nursery:
                     message, fds = self._channel.recv()
                 except ChannelClosed:
                     self._end_workers()
+                    self._pages.remove()
+                    self._remove_names()
                     return
                 if message.get("type") == "retire":
                     return  # another nursery takes over; the workers stay
+                if message.get("type") == "remember":
+                    self._remember(message, fds)
+                    continue
+                if message.get("type") == "pages":
+                    self._pages.learn(message.get("names"), fds)
+                    continue
                 pidfd = self._handle(message, fds)
                 if pidfd >= 0:
                     poll.register(pidfd, select.POLLIN)
@@ -174,6 +220,29 @@ class Nursery:
             _become_worker(entry, device, named, options)
         return pid, int(pidfd[0])
 
+    def _remember(self, message: Message, fds: list[int]) -> None:
+        """A name in the folder of the descriptor, to be removed when the core is gone."""
+        name, identity = message.get("name"), message.get("identity")
+        if not isinstance(name, str) or len(fds) != 1 or len(self._names) >= MAX_NAMES:
+            for fd in fds:
+                close_quietly(fd)
+            return
+        status = os.fstat(fds[0])
+        folder = self._folders.setdefault((status.st_dev, status.st_ino), fds[0])
+        if folder != fds[0]:
+            close_quietly(fds[0])
+        self._names[folder, name] = identity if isinstance(identity, list) else None
+
+    def _remove_names(self) -> None:
+        for (folder, name), identity in self._names.items():
+            try:
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                # Somebody else may have made their own there meanwhile.
+                if identity in (None, [status.st_dev, status.st_ino, status.st_ctime_ns]):
+                    os.unlink(name, dir_fd=folder)
+            except OSError:
+                pass  # the core has removed it
+
     def _end_workers(self) -> None:
         for pidfd in self._workers:
             try:
@@ -188,6 +257,7 @@ def _become_worker(entry: Entry, device: str, fds: dict[str, int],
     status = 1
     reporter = Reporter(fds.pop(CONTROL))
     try:
+        startup.report_deaths(reporter.fileno())
         startup.die_with_parent(reporter.fileno())
         startup.keep_only([*fds.values(), reporter.fileno()])
         gc.enable()
@@ -216,13 +286,11 @@ def main() -> None:
     """`-c "from workers.nursery import main; main()"` with the channel as descriptor 3."""
     check(_sandbox.lib.sv_close_range(CHANNEL_FD + 1, 0xFFFFFFFF), "Can't close descriptors")
     _sandbox.lib.sv_set_name(b"sv-nursery")
-    startup.die_with_parent(CHANNEL_FD)
     os.chdir("/")
     os.umask(0o077)
     off = stages.parse_off(os.environ.get(OFF_VARIABLE, ""))
     nursery = Nursery(Channel(CHANNEL_FD), entries(), off)
     nursery.prepare()
-    startup.die_with_parent(CHANNEL_FD)
     # Collected now, frozen after: clones share these pages for as long as they live.
     gc.collect()
     gc.disable()

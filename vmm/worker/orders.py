@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from shared.control.channel import Channel, Message
 
@@ -25,7 +25,7 @@ class Orders:
         self._serial = 0
         self._waiting: dict[int, Done] = {}
 
-    def send(self, kind: str, done: Done, **fields: object) -> int:
+    def send(self, kind: str, done: Done, fds: Sequence[int] = (), **fields: object) -> int:
         """Send an order and return at once; its serial, or 0 if it could not be sent.
 
         :param done: called once, with "" or with what went wrong, unless `forget` comes first.
@@ -35,7 +35,7 @@ class Orders:
             done("the worker answers nothing")
             return 0
         self._serial += 1
-        self._channel.send({**fields, "type": kind, "serial": self._serial})
+        self._channel.send({**fields, "type": kind, "serial": self._serial}, list(fds))
         self._waiting[self._serial] = done
         return self._serial
 

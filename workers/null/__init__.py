@@ -1,0 +1,1 @@
+"""The null back end: what answers a guest where there is no device."""

@@ -1,0 +1,45 @@
+"""A disk that isn't there: every read and write is an I/O error, at once.
+
+It is the blk worker's data plane on an image of no bytes, so that rings, requests in flight and
+hostile drivers are dealt with by the same code.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shared.virtio import blk
+from workers.blk.device import MAX_QUEUES, BlkDevice
+from workers.blk.disk import Disk
+from workers.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_QUEUE_SIZE = 1024
+
+
+class NullDisk(BlkDevice):
+    """The disk of an empty slot.
+
+    :param queues, queue_size: those of the device that was there, or will be.
+    :param image: descriptor of an empty file; stays the caller's.
+    """
+
+    def __init__(self, queues: int, queue_size: int, image: int,
+                 log: Callable[[str], None]) -> None:
+        if not 1 <= queues <= MAX_QUEUES or not 2 <= queue_size <= MAX_QUEUE_SIZE:
+            raise UsageError(f"A null back end with {queues} queues of {queue_size}",
+                             f"1 to {MAX_QUEUES} of 2 to {MAX_QUEUE_SIZE}")
+        super().__init__(Disk(image, False, False, "", small_blocks=True), queues, queue_size,
+                         "threads", None, log, slot=True)
+
+    def features(self) -> int:
+        """Whatever a driver may have acknowledged to who was here before."""
+        return blk.SLOT_FEATURES | blk.F_RO | blk.F_MQ
+
+
+def empty_image() -> int:
+    """A file without a byte."""
+    return os.memfd_create("no-disk", os.MFD_CLOEXEC)
