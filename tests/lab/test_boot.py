@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,6 @@ from tests.lab.small_kernel import small_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Play = Callable[..., dict[str, Any]]
 
@@ -23,6 +23,7 @@ DISK = ["-drive", "id=rootfs,file=/mnt/disk,direct=off", "-device",
         "virtio-blk-device,drive=rootfs"]
 END: list[list[Any]] = [["event", "SHUTDOWN", 60], ["exit", 20]]
 GUEST_END = {"guest": True, "reason": "guest-shutdown"}
+CLOCK = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"
 MANUAL = "console=ttyS0 pci=off reboot=k quiet panic=1 root=/dev/vda"
 KATA = ("reboot=k panic=1 net.ifnames=0 pci=off iommu=off acpi=off console=ttyS0 quiet "
         "root=/dev/vda rootflags=data=ordered,errors=remount-ro ro rootfstype=ext4")
@@ -61,6 +62,31 @@ def test_the_manuals_own_command_line(play: Play, form: str) -> None:
                       "-device", "virtio-blk-device,drive=rootfs"],
         "steps": [["qmp", "query-status"], *END]}, files={"disk": images.root_disk()})
     assert images.MESSAGE.strip() in report["console"]
+    assert report["replies"][-1]["data"] == GUEST_END
+    assert report["exit"] == 0 and report["left"] == []
+
+
+def test_vmlinux_without_a_pvh_note_boots_by_the_64_bit_protocol(play: Play,
+                                                                 tmp_path: Path) -> None:
+    image = small_kernel()["vmlinux"].read_bytes()
+    note = re.compile(rb"\x04\0\0\0.\0\0\0\x12\0\0\0Xen\0", re.DOTALL)  # PHYS32_ENTRY
+    assert len(note.findall(image)) == 1
+    plain = tmp_path / "kernel"
+    plain.write_bytes(note.sub(lambda found: found[0].replace(b"Xen", b"Xyz"), image))
+    report = play(plan(Path("/mnt/kernel"), initrd=images.plain_initramfs(),
+                       append=images.command_line("poweroff -f"), steps=END),
+                  files={"kernel": plain})
+    assert "L2 ready" in report["console"] and report["exit"] == 0
+
+
+@pytest.mark.parametrize(("way", "said"), [
+    ("reboot -f", "Restarting system"), ("echo c > /proc/sysrq-trigger", "Kernel panic")])
+def test_a_reboot_and_a_panic_end_a_microvm(play: Play, way: str, said: str) -> None:
+    """By ACPI's reset register: images.COMMAND_LINE has no reboot=k, but panic=1."""
+    report = play(plan(kernels.debian_kernel().vmlinux, initrd=images.debian_initramfs(),
+                       append=images.command_line(CLOCK, way), steps=END))
+    assert said in report["console"]
+    assert "kvm-clock" in report["console"]
     assert report["replies"][-1]["data"] == GUEST_END
     assert report["exit"] == 0 and report["left"] == []
 

@@ -174,6 +174,16 @@ def test_ends_by_the_guest(start_vm: Start, end: str) -> None:
     wait_until(lambda: not vm.processes(), "end of all processes")
 
 
+def test_a_triple_fault_is_told_with_registers(start_vm: Start, tmp_path: Path) -> None:
+    vm = start_vm("-D", tmp_path / "log")
+    assert vm.guest("echo").ok
+    vm.send("triple\n")
+    assert vm.wait() == 0
+    log = (tmp_path / "log").read_text().lower()
+    assert "triple fault" in log
+    assert all(name in log for name in ("rip", "rsp", "cr3", "rflags"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_ends_by_a_signal(start_vm: Start, number: signal.Signals) -> None:
     vm = start_vm()

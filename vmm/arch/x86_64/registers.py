@@ -31,6 +31,11 @@ START_MSRS = ((0x1A0, 1), (0x2FF, 0x806))
 
 MP_STATE_RUNNABLE = 0
 
+# What F000:FFF0 holds where others have firmware: `mov al, 0xfe; out 0x64, al; hlt; jmp hlt`, the
+# keyboard controller's reset pulse.  A Linux whose ACPI is hardware-reduced and that was not
+# started by EFI reboots by a jump to it (arch/x86/kernel/reboot.c, BOOT_EFI then BOOT_BIOS).
+RESET_CODE = bytes.fromhex("b0fe e664 f4 ebfd")
+
 
 def _segment(selector: int, kind: int, long: bool) -> dict[str, int]:
     code = kind == 0xB

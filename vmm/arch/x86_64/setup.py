@@ -66,6 +66,7 @@ def write_tables(memory: GuestMemory, config: VmConfig, loading: Loading,
     memory.write(layout.ACPI_TABLES, tables)
     memory.write(layout.EBDA, pointer)
     memory.write(layout.MP_TABLE, mp)
+    memory.write(layout.RESET_VECTOR, registers.RESET_CODE)
     registers.write_descriptor_tables(memory, kernel.mode)
     loading.wait()
     return EntryPoint(kernel.mode, kernel.entry)

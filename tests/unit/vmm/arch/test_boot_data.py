@@ -151,6 +151,8 @@ def test_whole_set_up(memory: GuestMemory, tmp_path: Path, form: str) -> None:
     acpi = read_acpi(memory.read(layout.ACPI_RSDP, 36),
                      memory.read(layout.ACPI_TABLES, layout.ACPI_END - layout.ACPI_TABLES))
     assert len([1 for kind, _ in acpi.entries if kind == 0]) == 2
+    # A reboot through the BIOS: mov al, 0xfe; out 0x64, al.
+    assert memory.read(layout.RESET_VECTOR, 4) == bytes([0xB0, 0xFE, 0xE6, 0x64])
     table = memory.read(layout.MP_TABLE, layout.BIOS_END - layout.MP_TABLE)
     mp = read_mptable(memory.read(layout.EBDA, 16), table[:struct.unpack_from("<H", table, 4)[0]])
     assert len(mp.processors) == 2
