@@ -141,7 +141,7 @@ def _start_nursery(config: VmConfig, loop: EventLoop, cleanup: Cleanup) -> Nurse
         return None
     from vmm.worker.nursery import Nursery
 
-    nursery = Nursery(loop, config.sandbox.off_stages)
+    nursery = Nursery(loop, config.sandbox.off_stages, config.name)
     cleanup.push(nursery.close)
     nursery.start()
     return nursery

@@ -49,10 +49,14 @@ struct sv_disk {
 	unsigned int partial_waiting; // atomic: who waits for it to be free of writes
 };
 
-// Written by the queue's thread alone, read by anyone at any time.
+#define SV_BLK_BUCKETS 28 // of latencies, see shared/statistics.py
+#define SV_BLK_TIMED 4    // read, write, flush, unmap (discard and write zeroes)
+
+// Written by the queue's thread alone, read by anyone at any time. The layout is that of the
+// statistics page, shared/statistics.py.
 struct sv_blk_counters {
 	uint64_t reads, writes, flushes, discards, write_zeroes, others;
-	uint64_t read_bytes, written_bytes;
+	uint64_t read_bytes, written_bytes, unmapped_bytes;
 	uint64_t errors;       // requests that ended with another status than OK
 	uint64_t inline_ops;   // done on the queue's thread, without the engine
 	uint64_t bounced;      // requests that went through an aligned copy
@@ -60,6 +64,17 @@ struct sv_blk_counters {
 	uint64_t calls;        // interrupts that the guest was sent
 	uint64_t broken;       // 1: the driver broke the rules, the queue stopped
 	uint64_t throttled;    // requests that a limit made wait
+	uint64_t failed[SV_BLK_TIMED];  // errors of the host
+	uint64_t invalid[SV_BLK_TIMED]; // requests that were wrong
+	uint64_t total_ns[SV_BLK_TIMED];
+	uint64_t latency[SV_BLK_TIMED][SV_BLK_BUCKETS];
+	uint64_t reserved[4]; // to a multiple of 64 bytes: queues share no cache line
+};
+
+// A request that is done and that the driver can't see yet.
+struct sv_blk_done {
+	uint64_t start; // sv_now_ns
+	uint8_t timed;
 };
 
 struct sv_blk_request;
@@ -81,6 +96,8 @@ struct sv_blk_queue {
 	uint64_t look_at;                // when to measure the image again, sv_now_ns
 	bool draining;                   // the queue is being stopped: limits don't hold
 	uint64_t inline_bytes;           // since the caller last published and reset it
+	struct sv_blk_done *done;        // `done_size` of them
+	unsigned int done_count, done_size;
 	struct sv_chain chain;
 };
 
@@ -103,6 +120,9 @@ static inline bool sv_blk_blocked(const struct sv_blk_queue *queue)
 	       (queue->writes &&
 		__atomic_load_n(&queue->disk->partial_waiting, __ATOMIC_RELAXED));
 }
+
+// Before what is done is published: note how long it took.
+void sv_blk_note_latencies(struct sv_blk_queue *queue);
 
 // Finish what the engine has done; true if there was something.
 bool sv_blk_reap(struct sv_blk_queue *queue);
@@ -127,7 +147,9 @@ struct sv_blk_request {
 	bool bouncing;          // io transfers the bounce buffer
 	bool syncing;           // io is the sync that ends a write-through request
 	bool durable;           // every write was RWF_DSYNC: no sync needed
+	bool failed;            // by the host
 	bool zeroing;           // WRITE_ZEROES by written zeroes
+	uint64_t start;         // when it was taken, sv_now_ns
 	uint64_t offset;        // bytes in the image of what is still to be transferred
 	uint64_t left;
 	uint64_t in_bytes;      // writable bytes of the chain, status included

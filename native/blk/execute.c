@@ -10,8 +10,49 @@
 
 #include <linux/virtio_blk.h>
 
+#include "include/clock.h"
+
 #define RING_READ_BYTES (64u * 1024)
 #define MAX_RETRIES 16
+
+// By SV_BLK_READ to SV_BLK_ZERO: discard and write zeroes are both "unmap".
+static const uint8_t timed_as[] = {0, 1, 2, 3, 3};
+
+static void count_timed(struct sv_blk_request *request, uint8_t status)
+{
+	struct sv_blk_queue *queue = request->queue;
+	uint8_t timed = timed_as[request->type];
+
+	if (status != VIRTIO_BLK_S_OK && !request->failed) {
+		// The driver's own mistake: not worth a latency.
+		queue->counters->invalid[timed]++;
+		return;
+	}
+	queue->counters->failed[timed] += request->failed;
+	// A driver that gets no calls may reuse heads faster than we publish.
+	if (queue->done_count == queue->done_size)
+		sv_blk_note_latencies(queue);
+	queue->done[queue->done_count++] = (struct sv_blk_done){request->start, timed};
+}
+
+void sv_blk_note_latencies(struct sv_blk_queue *queue)
+{
+	struct sv_blk_counters *counters = queue->counters;
+	// One look at the clock for all of them: it costs as much as all the rest.
+	uint64_t now = queue->done_count ? sv_now_ns() : 0;
+
+	for (unsigned int i = 0; i < queue->done_count; i++) {
+		struct sv_blk_done *done = &queue->done[i];
+		uint64_t ns = now - done->start;
+		// 2^11 ns and more: how many bits more than 11.
+		unsigned int bucket = 64 - (unsigned int)__builtin_clzll((ns >> 11) | 1);
+
+		bucket -= ns < 2048;
+		counters->total_ns[done->timed] += ns;
+		counters->latency[done->timed][MIN(bucket, SV_BLK_BUCKETS - 1u)]++;
+	}
+	queue->done_count = 0;
+}
 
 static void count_request(struct sv_blk_request *request, uint8_t status)
 {
@@ -19,6 +60,8 @@ static void count_request(struct sv_blk_request *request, uint8_t status)
 
 	if (status != VIRTIO_BLK_S_OK)
 		counters->errors++;
+	if (request->type < SV_BLK_OTHER)
+		count_timed(request, status);
 	switch (request->type) {
 	case SV_BLK_READ:
 		counters->reads++;
@@ -33,9 +76,11 @@ static void count_request(struct sv_blk_request *request, uint8_t status)
 		break;
 	case SV_BLK_DISCARD:
 		counters->discards++;
+		counters->unmapped_bytes += status == VIRTIO_BLK_S_OK ? request->bytes : 0;
 		break;
 	case SV_BLK_ZERO:
 		counters->write_zeroes++;
+		counters->unmapped_bytes += status == VIRTIO_BLK_S_OK ? request->bytes : 0;
 		break;
 	default:
 		counters->others++;
@@ -72,6 +117,7 @@ void sv_blk_fail(struct sv_blk_request *request, int error)
 {
 	struct sv_blk_failures *failures = &request->queue->disk->failures;
 
+	request->failed = true;
 	if (request->type < SV_BLK_OTHER) {
 		__atomic_store_n(&failures->error[request->type], -error, __ATOMIC_RELAXED);
 		__atomic_fetch_add(&failures->count[request->type], 1, __ATOMIC_RELEASE);

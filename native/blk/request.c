@@ -21,6 +21,12 @@ _Static_assert(sizeof(struct sv_blk_segment) * SV_BLK_MAX_SEGMENTS <=
 		       2 * SV_BLK_MAX_SEGMENTS * sizeof(struct iovec),
 	       "segments fit before the iovecs of written zeroes");
 
+static size_t queue_bytes(const struct sv_blk_queue *queue)
+{
+	return queue->request_bytes + queue->iov_bytes +
+	       queue->done_size * sizeof(struct sv_blk_done);
+}
+
 int sv_blk_init(struct sv_blk_queue *queue, struct sv_disk *disk, struct sv_virtq *vq,
 		struct sv_engine *engine, struct sv_blk_counters *counters, unsigned int size)
 {
@@ -31,19 +37,21 @@ int sv_blk_init(struct sv_blk_queue *queue, struct sv_disk *disk, struct sv_virt
 	queue->counters = counters;
 	queue->request_bytes = size * sizeof(struct sv_blk_request);
 	queue->iov_bytes = size * SV_BLK_IOVS * sizeof(struct iovec);
+	queue->done_size = size;
 	// Mapped, not allocated: pages of heads that are never used cost nothing.
-	queue->requests = mmap(NULL, queue->request_bytes + queue->iov_bytes,
+	queue->requests = mmap(NULL, queue_bytes(queue),
 			       PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 			       -1, 0);
 	if (queue->requests == MAP_FAILED)
 		return -errno;
 	queue->iovs = (struct iovec *)(queue->requests + size);
+	queue->done = (struct sv_blk_done *)(queue->iovs + size * SV_BLK_IOVS);
 	return 0;
 }
 
 void sv_blk_deinit(struct sv_blk_queue *queue)
 {
-	munmap(queue->requests, queue->request_bytes + queue->iov_bytes);
+	munmap(queue->requests, queue_bytes(queue));
 }
 
 // Copy `size` bytes at `offset` of the readable part; false if it is shorter.
@@ -143,6 +151,7 @@ static uint8_t check_segments(struct sv_blk_request *request, const struct sv_ch
 		if (range.num_sectors > SV_BLK_MAX_SECTORS ||
 		    !in_range(disk, range.sector, (uint64_t)range.num_sectors * SV_BLK_SECTOR))
 			return VIRTIO_BLK_S_IOERR;
+		request->bytes += (uint64_t)range.num_sectors * SV_BLK_SECTOR;
 		segments[i] = (struct sv_blk_segment){
 			.offset = range.sector * SV_BLK_SECTOR,
 			.length = (uint64_t)range.num_sectors * SV_BLK_SECTOR,
@@ -198,9 +207,10 @@ static bool is_limited(const struct sv_blk_request *request)
 static uint64_t take_tokens(struct sv_blk_request *request, uint64_t now)
 {
 	struct sv_blk_queue *queue = request->queue;
+	bool moves = request->type == SV_BLK_READ || request->type == SV_BLK_WRITE;
 
 	return sv_throttle_take(&queue->disk->throttle, request->type != SV_BLK_READ,
-				request->bytes, now, queue->draining);
+				moves ? request->bytes : 0, now, queue->draining);
 }
 
 static void start_limited(struct sv_blk_request *request)
@@ -330,6 +340,7 @@ bool sv_blk_serve(struct sv_blk_queue *queue, unsigned int budget)
 		memset(request, 0, sizeof(*request));
 		request->queue = queue;
 		request->head = chain->head;
+		request->start = start;
 		request->in_bytes = chain->in_bytes;
 		last = &chain->iov[chain->out_count + chain->in_count - 1];
 		request->status = (uint8_t *)last->iov_base + last->iov_len - 1;

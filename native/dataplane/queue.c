@@ -35,6 +35,7 @@ static void relax(void)
 static void call_driver(struct sv_queue *queue)
 {
 	queue->blk.inline_bytes = 0;
+	sv_blk_note_latencies(&queue->blk);
 	sv_virtq_publish(&queue->vq);
 	if (!sv_virtq_wants_call(&queue->vq))
 		return;

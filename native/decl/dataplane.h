@@ -4,6 +4,7 @@
 #define SV_BLK_MAX_SEGMENTS ...
 #define SV_BLK_MAX_DATA_SEGMENTS ...
 #define SV_BLK_ID_BYTES ...
+#define SV_BLK_BUCKETS ...
 
 enum { SV_BLK_READ, SV_BLK_WRITE, SV_BLK_FLUSH, SV_BLK_DISCARD, SV_BLK_ZERO, SV_BLK_OTHER };
 
@@ -29,7 +30,7 @@ struct sv_disk {
 
 struct sv_blk_counters {
 	uint64_t reads, writes, flushes, discards, write_zeroes, others;
-	uint64_t read_bytes, written_bytes;
+	uint64_t read_bytes, written_bytes, unmapped_bytes;
 	uint64_t errors;
 	uint64_t inline_ops;
 	uint64_t bounced;
@@ -37,6 +38,10 @@ struct sv_blk_counters {
 	uint64_t calls;
 	uint64_t broken;
 	uint64_t throttled;
+	uint64_t failed[4];
+	uint64_t invalid[4];
+	uint64_t total_ns[4];
+	uint64_t latency[4][28];
 	...;
 };
 

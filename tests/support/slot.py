@@ -23,11 +23,12 @@ from workers.nursery import Reporter
 class Slot:
     """A worker's service on a thread (with the option `slot`), a front end before it."""
 
-    def __init__(self, path: Path, direct: bool = False, **options: object) -> None:
+    def __init__(self, path: Path, direct: bool = False, page: int | None = None,
+                 **options: object) -> None:
         readonly = options.get("readonly", False)
         flags = os.O_RDONLY if readonly else os.O_RDWR
         self.image = os.open(path, flags | (os.O_DIRECT if direct else 0))
-        self.service = Service(self.image, {"slot": True, **options}, None, print)
+        self.service = Service(self.image, {"slot": True, **options}, page, print)
         ours, theirs = socket.socketpair()
         control, worker = pair()
         self.control = Channel(control, blocking=False)

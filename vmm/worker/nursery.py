@@ -19,8 +19,10 @@ from shared.control.channel import Channel, ChannelClosed, pair
 from shared.control.codec import CodecError
 from shared.fds import close_all
 from shared.sandbox import OFF_VARIABLE
+from shared.statistics import FOLDER
 from vmm.errors import WorkerSpawnError
-from vmm.worker.process import BLK_COUNTERS, WorkerProcess
+from vmm.worker.pages import Pages
+from vmm.worker.process import WorkerProcess
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,10 +54,14 @@ class Nursery:
 
     :param loop: main thread's; all callbacks run on it.
     :param sandbox_off: stages of the workers' sandbox that the user gave up.
+    :param vm_name: for the names of statistics pages.
     """
 
-    def __init__(self, loop: EventLoop, sandbox_off: Sequence[str] = ()) -> None:
+    def __init__(self, loop: EventLoop, sandbox_off: Sequence[str] = (),
+                 vm_name: str = "") -> None:
         self.loop = loop
+        self.pages = Pages(vm_name)
+        self.pages.announce = self._announce_pages
         self._sandbox_off = ",".join(sandbox_off)
         self.main_thread = _thread.get_ident()
         self.pid = 0
@@ -98,6 +104,22 @@ class Nursery:
             close_all((theirs, null))
         self._channel = Channel(ours, blocking=False)
         self.loop.add(ours, select.EPOLLIN, self._on_channel)
+        try:
+            folder = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return  # then no page has a name
+        try:
+            self._announce_pages(self.pages.names(), [folder])
+        finally:
+            os.close(folder)
+
+    def _announce_pages(self, names: list[str], folder: Sequence[int] = ()) -> None:
+        """Tell the nursery what it has to remove should the core be killed, and where."""
+        try:
+            if self._channel is not None:
+                self._channel.send({"type": "pages", "names": names}, list(folder))
+        except (ChannelClosed, CodecError) as error:
+            log.warning(f"Can't tell the nursery of statistics pages: {error}")
 
     def _on_channel(self, events: int) -> None:
         assert self._channel is not None
@@ -165,10 +187,12 @@ class Nursery:
         self._serial += 1
         theirs: list[int] = []
         try:
-            vhost, control, counters = _make_fds(theirs, queues)
-            names = ["vhost", "control", "counters", *fds]
-            worker = WorkerProcess(self, self._serial, kind, device, vhost, control, counters,
-                                   queues)
+            page = self.pages.take(kind, device, queues)
+            if page >= 0:
+                fds = {"statistics": page, **fds}
+            vhost, control = _make_fds(theirs)
+            names = ["vhost", "control", *fds]
+            worker = WorkerProcess(self, self._serial, kind, device, vhost, control)
             self._channel.send({"type": "spawn", "serial": self._serial, "kind": kind,
                                 "device": device, "fds": names, "options": options},
                                [*theirs, *fds.values()])
@@ -210,6 +234,7 @@ class Nursery:
         """End every worker and the nursery."""
         for worker in list(self.workers):
             worker.close()
+        self.pages.close()
         self._drop()
 
 
@@ -217,14 +242,11 @@ def _ignore(worker: WorkerProcess, message: Message) -> None:
     pass
 
 
-def _make_fds(theirs: list[int], queues: int) -> tuple[int, int, int]:
-    """vhost-user pair, control pair and counters page: our ends; the worker's in `theirs`."""
+def _make_fds(theirs: list[int]) -> tuple[int, int]:
+    """vhost-user pair and control pair: our ends; the worker's in `theirs`."""
     a, b = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     vhost = a.detach()
     theirs.append(b.detach())
     control, other = pair()
     theirs.append(other)
-    counters = os.memfd_create("worker-counters", os.MFD_CLOEXEC)
-    theirs.append(counters)
-    os.ftruncate(counters, 8 * len(BLK_COUNTERS) * queues)
-    return vhost, control, counters
+    return vhost, control

@@ -8,12 +8,10 @@ that it alone writes and nobody trusts.
 from __future__ import annotations
 
 import _thread
-import mmap
 import os
 import select
 import time
 from _signal import SIGKILL, SIGSYS, pidfd_send_signal  # type: ignore[import-not-found]
-from struct import unpack_from
 
 from shared import log
 from shared.control.channel import Channel, ChannelClosed
@@ -34,11 +32,6 @@ DEAD = "dead"
 _WALL = 0x40000000  # linux/wait.h, __WALL: clones without an exit signal too
 _TEXT_LIMIT = 2000
 
-# struct sv_blk_counters (native/blk/blk.h), one a queue. Read from untrusted memory: numbers.
-BLK_COUNTERS = ("reads", "writes", "flushes", "discards", "write_zeroes", "others", "read_bytes",
-                "written_bytes", "errors", "inline_ops", "bounced", "wakeups", "calls", "broken",
-                "throttled")
-
 
 class WorkerProcess:
     """A worker, from the request to the nursery until it is reaped.
@@ -51,12 +44,12 @@ class WorkerProcess:
     on_end: called on the main loop when it has ended, with the reason; None: only logged.
     """
 
-    __slots__ = ("_control", "_counters", "_nursery", "_queues", "_reported", "_silent",
+    __slots__ = ("_control", "_nursery", "_reported", "_silent",
                  "_started", "device", "engine", "kind", "on_end", "orders", "pid", "pidfd",
                  "reason", "restarts", "serial", "socket_fd", "stages", "state", "stopping")
 
     def __init__(self, nursery: Nursery, serial: int, kind: str, device: str, socket_fd: int,
-                 control_fd: int, counters_fd: int, queues: int) -> None:
+                 control_fd: int) -> None:
         self._nursery = nursery
         self.serial = serial
         self.kind = kind
@@ -75,8 +68,6 @@ class WorkerProcess:
         self.orders = Orders(self._control)
         self._silent = False
         self._reported = False
-        self._queues = queues
-        self._counters = mmap.mmap(counters_fd, 0, prot=mmap.PROT_READ)
         # Held until the worker has started or is dead: waiters take and release it.
         self._started = _thread.allocate_lock()
         self._started.acquire()
@@ -209,11 +200,10 @@ class WorkerProcess:
 
     @property
     def counters(self) -> list[dict[str, int]]:
-        """The counters of each queue, as the worker wrote them: believe none blindly."""
-        size = 8 * len(BLK_COUNTERS)
-        return [dict(zip(BLK_COUNTERS,
-                         unpack_from(f"={len(BLK_COUNTERS)}Q", self._counters, size * queue),
-                         strict=True)) for queue in range(self._queues)]
+        """The counters of each of the device's queues, as its workers wrote them: believe none
+        blindly."""
+        page = self._nursery.pages.read(self.device)
+        return page.counters if page is not None else []
 
     def kill(self) -> None:
         """End it now, if it lives. Its end is noticed by the loop as any other."""

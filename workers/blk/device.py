@@ -7,6 +7,7 @@ import os
 
 from native import _dataplane
 from shared.errors import SandboxError, SharedError, SystemCallError, check
+from shared.statistics import HEADER_BYTES, RECORDS, page_bytes
 from shared.throttling import BURST, LIMITS
 from shared.vhost_user import messages as m
 from shared.vhost_user.backend import BackendDevice
@@ -26,11 +27,8 @@ if TYPE_CHECKING:
 ffi, lib = _dataplane.ffi, _dataplane.lib
 
 MAX_QUEUES = 32
-COUNTER_BYTES = ffi.sizeof("struct sv_blk_counters")
-
-COUNTER_NAMES = ("reads", "writes", "flushes", "discards", "write_zeroes", "others", "read_bytes",
-                 "written_bytes", "errors", "inline_ops", "bounced", "wakeups", "calls", "broken",
-                 "throttled")
+RECORD = RECORDS["blk"]
+assert RECORD.bytes == ffi.sizeof("struct sv_blk_counters")
 
 
 def choose_engine(aio: str) -> str:
@@ -57,14 +55,14 @@ class BlkDevice(BackendDevice):
     """One virtio-blk device.
 
     :param engine: "io_uring" or "threads".
-    :param counters: writable memory of at least `queues * COUNTER_BYTES` bytes, or None.
+    :param page: a statistics page (shared/statistics.py) in writable memory, or None.
     :param slot: offer what every slot offers (shared/virtio/blk.py), whatever the image is: to
         write to a read-only one is an I/O error.
     :param log: called with a line of text for what the front end can't be told.
     """
 
     def __init__(self, disk: Disk, queues: int, queue_size: int, engine: str,
-                 counters: object | None, log: Callable[[str], None],
+                 page: object | None, log: Callable[[str], None],
                  slot: bool = False) -> None:
         self.queue_count = queues
         self.max_queue_size = queue_size
@@ -77,9 +75,10 @@ class BlkDevice(BackendDevice):
         self._running: set[int] = set()
         self._tracking = False
         self._inflight_fd = -1
-        self._counter_memory = counters if counters is not None else bytearray(
-            queues * COUNTER_BYTES)
-        self._counters = ffi.from_buffer("struct sv_blk_counters[]", self._counter_memory)
+        # Held as long as the data plane writes to it.
+        self._page = ffi.from_buffer("uint8_t[]", bytearray(page_bytes("blk", queues))
+                                     if page is None else page)
+        self._counters = ffi.cast("struct sv_blk_counters *", self._page + HEADER_BYTES)
         error = ffi.new("int *")
         kind = lib.SV_ENGINE_THREADS
         if engine == "io_uring":
@@ -296,8 +295,8 @@ class BlkDevice(BackendDevice):
         check(lib.sv_plane_watch_failures(self._plane, fd), "Can't watch for I/O errors")
 
     def counters(self) -> list[dict[str, int]]:
-        """The counters of each queue, by COUNTER_NAMES."""
-        return [{name: int(getattr(self._counters[i], name)) for name in COUNTER_NAMES}
+        """The counters of each queue."""
+        return [RECORD.decode(bytes(ffi.buffer(self._counters + i, RECORD.bytes)), 0)[0]
                 for i in range(self.queue_count)]
 
     def close(self) -> None:

@@ -12,10 +12,11 @@ import time
 
 from shared import throttling
 from shared.errors import StratovirtError
+from shared.statistics import page_bytes
 from shared.vhost_user.backend import Backend
 from shared.vhost_user.errors import ConnectionLostError
 from shared.virtio.blk import SLOT_QUEUE_SIZE, SLOT_QUEUES
-from workers.blk.device import COUNTER_BYTES, MAX_QUEUES, BlkDevice, choose_engine
+from workers.blk.device import MAX_QUEUES, BlkDevice, choose_engine
 from workers.blk.disk import Disk
 from workers.blk.failures import Failures
 from workers.errors import UsageError
@@ -72,11 +73,11 @@ class Service:
 
     :param image: descriptor of the image; stays the caller's.
     :param options: see README.md.
-    :param counters: descriptor of a file for the counters (COUNTER_BYTES a queue), or None.
+    :param page: descriptor of the device's statistics page (shared/statistics.py), or None.
     :raises WorkerError, SharedError: an option or the image does not hold.
     """
 
-    def __init__(self, image: int, options: Mapping[str, object], counters: int | None,
+    def __init__(self, image: int, options: Mapping[str, object], page: int | None,
                  log: Callable[[str], None]) -> None:
         self._log = log
         queues = _integer(options, "num-queues", 1, 1, MAX_QUEUES)
@@ -90,7 +91,7 @@ class Service:
                     _text(options, "serial", ""), small_blocks=slot,
                     detect_zeroes=_text(options, "detect-zeroes", "off", ("off", "on", "unmap")))
         self.engine = choose_engine(_text(options, "aio", "auto"))
-        memory = None if counters is None else mmap.mmap(counters, queues * COUNTER_BYTES)
+        memory = None if page is None else mmap.mmap(page, page_bytes("blk", queues))
         self.device = BlkDevice(disk, queues, queue_size, self.engine, memory, log, slot)
         self.device.set_limits(_limits(options))
 

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 def run(device: str, fds: dict[str, int], options: dict[str, object], reporter: Reporter) -> None:
     """Serve one device until the core closes the vhost-user connection.
 
-    :param fds: vhost (the connected socket), image, and counters if the core wants them.
+    :param fds: vhost (the connected socket), image, and statistics if the core wants them.
     :raises StratovirtError: what the core is told as the reason of the end.
     """
     try:
         vhost, image = fds["vhost"], fds["image"]
     except KeyError as error:
         raise UsageError(f"A blk worker without the descriptor {error}") from error
-    service = Service(image, options, fds.get("counters"), reporter.log)
+    service = Service(image, options, fds.get("statistics"), reporter.log)
     stages = confine(f"sv-blk-{device}")
     reporter.tell("started", stages=list(stages), engine=service.engine)
     try:

@@ -21,19 +21,20 @@ _RESIZE_LIMIT = 5.0  # seconds for the worker to answer
 # QMP's name of a counter, and the worker's.
 _COUNTERS = {
     "rd_bytes": "read_bytes", "wr_bytes": "written_bytes", "rd_operations": "reads",
-    "wr_operations": "writes", "flush_operations": "flushes", "unmap_operations": "discards",
+    "wr_operations": "writes", "flush_operations": "flushes", "unmap_operations": "unmaps",
+    "unmap_bytes": "unmapped_bytes",
+    "rd_total_time_ns": "read_ns", "wr_total_time_ns": "write_ns",
+    "flush_total_time_ns": "flush_ns", "unmap_total_time_ns": "unmap_ns",
+    "failed_rd_operations": "failed_read", "failed_wr_operations": "failed_write",
+    "failed_flush_operations": "failed_flush", "failed_unmap_operations": "failed_unmap",
+    "invalid_rd_operations": "invalid_read", "invalid_wr_operations": "invalid_write",
+    "invalid_flush_operations": "invalid_flush", "invalid_unmap_operations": "invalid_unmap",
 }
 # QMP's name of a limit, and the command line's.
 _LIMITS = {"bps": "bps-total", "bps_rd": "bps-read", "bps_wr": "bps-write",
            "iops": "iops-total", "iops_rd": "iops-read", "iops_wr": "iops-write"}
 # What QEMU counts and we don't: its clients want the members all the same.
-_UNCOUNTED = (
-    "unmap_bytes", "rd_total_time_ns", "wr_total_time_ns", "flush_total_time_ns",
-    "unmap_total_time_ns", "wr_highest_offset", "rd_merged", "wr_merged", "unmap_merged",
-    "failed_rd_operations", "failed_wr_operations", "failed_flush_operations",
-    "failed_unmap_operations", "invalid_rd_operations", "invalid_wr_operations",
-    "invalid_flush_operations", "invalid_unmap_operations",
-)
+_UNCOUNTED = ("wr_highest_offset", "rd_merged", "wr_merged", "unmap_merged")
 
 
 def _inserted(name: str, node: BlockNode) -> dict[str, object]:
@@ -75,10 +76,12 @@ def _statistics(vm: Vm, node: BlockNode) -> dict[str, object]:
     device = vm.devices.get(node.device_id) if node.device_id is not None else None
     worker = device.worker if device is not None else None
     counters = totals(worker) if worker is not None else {}
+    # A WRITE_ZEROES is an unmapping that says what is read afterwards.
+    counters["unmaps"] = counters.get("discards", 0) + counters.get("write_zeroes", 0)
     statistics: dict[str, object] = dict.fromkeys(_UNCOUNTED, 0)
     for name, counter in _COUNTERS.items():
         statistics[name] = counters.get(counter, 0)
-    statistics.update({"account_invalid": False, "account_failed": False, "timed_stats": []})
+    statistics.update({"account_invalid": False, "account_failed": True, "timed_stats": []})
     return statistics
 
 
