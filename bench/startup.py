@@ -8,6 +8,7 @@ Goals: ratio ≤ 0.5 for the first instruction, ≤ 0.7 for the read.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench import trace, vmms
+from bench import trace, urgent, vmms
 from bench.report import ROOT, BenchError, Goal, Report, parse, parser, ratios, show
 from tests.guest.build import guest
 
@@ -82,17 +83,17 @@ def _segments(data: bytes) -> list[bytes]:
     return found
 
 
-def by_trace(command: list[str], folder: Path, disk_read: bool, realtime: bool) -> float:
+def by_trace(command: list[str], folder: Path, disk_read: bool, group: str) -> float:
     """Milliseconds, by kvm's tracepoints."""
     if disk_read:
-        return trace.until(command, folder, trace.PORT, "val 0x2", realtime)
-    return trace.until(command, folder, trace.FIRST, "", realtime)
+        return trace.until(command, folder, trace.PORT, "val 0x2", group)
+    return trace.until(command, folder, trace.FIRST, "", group)
 
 
-def by_serial(command: list[str], folder: Path, disk_read: bool, realtime: bool) -> float:
+def by_serial(command: list[str], folder: Path, disk_read: bool, group: str) -> float:
     """Milliseconds until the guest's mark comes out of the serial port."""
-    if realtime:
-        command = ["chrt", "-r", "10", *command]
+    if group:
+        command = ["sh", "-c", 'echo 0 > "$0/cgroup.procs"; exec "$@"', group, *command]
     began = time.perf_counter()
     with subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as process:
@@ -105,8 +106,8 @@ def by_serial(command: list[str], folder: Path, disk_read: bool, realtime: bool)
         raise BenchError(f"{command[0]}: no mark; {process.stderr.read().decode()[-500:]}")
 
 
-def measure(case: Case, rounds: int, way: Callable[[list[str], Path, bool, bool], float],
-            realtime: bool) -> dict[str, list[float]]:
+def measure(case: Case, rounds: int, way: Callable[[list[str], Path, bool, str], float],
+            group: str) -> dict[str, list[float]]:
     """Milliseconds by rival, round by round, after one that doesn't count."""
     found: dict[str, list[float]] = {name: [] for name in vmms.RIVALS}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
@@ -116,7 +117,7 @@ def measure(case: Case, rounds: int, way: Callable[[list[str], Path, bool, bool]
         for number in range(-1, rounds):
             for rival in vmms.order(number):
                 command = vmms.RIVALS[rival](folder, case.kernel, disk)
-                took = way(command, folder, case.disk_read, realtime)
+                took = way(command, folder, case.disk_read, group)
                 if number >= 0:
                     found[rival].append(took)
                 for left in folder.glob("*.sock"):
@@ -143,19 +144,19 @@ def main(arguments: Sequence[str]) -> int:
     """Exit code 1: it can't be measured here."""
     command = parser(__doc__ or "", 15, 5)
     command.add_argument("--serial", action="store_true", help="by the serial port's marks")
-    command.add_argument("--realtime", action="store_true",
-                         help="both before all else that runs here, as on a quiet machine")
+    command.add_argument("--urgent", action="store_true",
+                         help="in a control group whose processes go before all else (root)")
     line = parse(command, arguments)
     traced = not line.serial and trace.available()
     report = Report("startup", "Start-up: milliseconds from exec", [
         "", "ours", "QEMU microvm", "ratio", "goal", ""])
     try:
-        for case in cases(traced, vmlinux()):
-            found = measure(case, line.rounds, by_trace if traced else by_serial,
-                            line.realtime)
-            report.add([case.text, show(found["ours"]), show(found["qemu"])],
-                       {"case": case.text, **found}, ratios(found["ours"], found["qemu"]),
-                       Goal(case.goal))
+        with urgent.group() if line.urgent else contextlib.nullcontext("") as group:
+            for case in cases(traced, vmlinux()):
+                found = measure(case, line.rounds, by_trace if traced else by_serial, group)
+                report.add([case.text, show(found["ours"]), show(found["qemu"])],
+                           {"case": case.text, **found}, ratios(found["ours"], found["qemu"]),
+                           Goal(case.goal))
     except BenchError as error:
         print(f"bench startup: {error}", file=sys.stderr)
         return 1

@@ -20,8 +20,8 @@ TRACEFS = Path("/sys/kernel/tracing")
 LINE = re.compile(r"^\s*(.+)-(\d+)\s+\[\d+\] \S+\s+(\d+\.\d+): (\w+): (.*)$")
 # Waits for a byte, so that its number can be told to the kernel first; then becomes the command.
 GATE = """import os, sys
-if sys.argv[1] == "realtime":
-    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
+if sys.argv[1]:
+    open(sys.argv[1] + "/cgroup.procs", "w").write("0")
 os.read(0, 1)
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 os.execv(sys.argv[2], sys.argv[2:])
@@ -72,13 +72,13 @@ class Trace:
         os.close(self.pipe)
         self.folder.rmdir()
 
-    def run(self, command: list[str], folder: Path, realtime: bool = False) -> None:
+    def run(self, command: list[str], folder: Path, group: str = "") -> None:
         """Start `command`; everything that it does from its exec on is traced.
 
-        :param realtime: before everything else that runs on the machine.
+        :param group: a control group that it goes into first.
         """
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", GATE, "realtime" if realtime else "", *command],
+            [sys.executable, "-I", "-S", "-c", GATE, group, *command],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder)
         self._set("set_event_pid", str(self.process.pid))
         for event in ("sched/sched_process_exec", *self.events):
@@ -113,10 +113,10 @@ class Trace:
 
 
 def until(command: list[str], folder: Path, events: tuple[str, ...], wanted: str,
-          realtime: bool = False, limit: float = 30) -> float:
+          group: str = "", limit: float = 30) -> float:
     """Milliseconds from the exec of `command` to the first of `events` whose text has `wanted`."""
     with Trace(events) as trace:
-        trace.run(command, folder, realtime)
+        trace.run(command, folder, group)
         began = 0.0
         for at, event, text in trace.lines(limit):
             if event == "sched_process_exec":
