@@ -89,6 +89,7 @@ class VhostUserDevice(VirtioDevice):
         self._queues: list[QueueConfig] = []
         self._bases: dict[int, int] = {}  # next available index of each stopped ring
         self._inflight: Inflight | None = None
+        self.undone = 0  # requests that the last back end left to the present one
         self._session: Session | None = None
         if socket_fd >= 0:
             self._session = self._connect(socket_fd, foreign)
@@ -268,9 +269,12 @@ class VhostUserDevice(VirtioDevice):
                 os.close(socket_fd)
 
     def _restore_bases(self) -> None:
+        from vmm.devices.in_flight import undone_requests  # not needed to start
+
         for queue in self._queues if self._goal != IDLE else ():
             self._bases[queue.index] = int.from_bytes(self._memory.read(queue.used + 2, 2),
                                                       "little")
+        self.undone = undone_requests(self._inflight, self._bases)
 
     def _take_over(self, session: Session) -> None:
         missing = self._features & ~session.features

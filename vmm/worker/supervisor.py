@@ -63,13 +63,14 @@ class Ward:
     """One device under care."""
 
     __slots__ = ("budget", "death", "device", "fruitless", "kind", "refilled", "served_since",
-                 "state")
+                 "state", "waited")
 
     def __init__(self, device: Device, kind: Kind) -> None:
         self.device = device
         self.kind = kind
         self.state = SERVING
         self.death = 0.0         # when its worker's end was noticed
+        self.waited = 0.0        # seconds since then for the I/O of those that are gone
         self.served_since = time.monotonic()
         self.fruitless = 0
         self.budget = BUDGET
@@ -149,7 +150,7 @@ class Supervisor:
         vm.events.emit("WORKER_CRASHED", {"device": device.id, "pid": worker.pid,
                                           "reason": reason})
         if ward.state == SERVING:
-            ward.death = now
+            ward.death, ward.waited = now, 0.0
         verdict = ward.charge(now)
         if verdict:
             self._give_up(ward, f"{verdict}; the last one: {reason}")
@@ -169,7 +170,11 @@ class Supervisor:
 
         def work() -> None:
             ward.device.device.lost("its process has ended")
-            opened.append(ward.kind.open(drained=False))
+            began = time.monotonic()
+            try:
+                opened.append(ward.kind.open(drained=False))
+            finally:
+                ward.waited += time.monotonic() - began
 
         def finish(error: Exception | None) -> None:
             if self._is_over(ward):
@@ -223,7 +228,8 @@ class Supervisor:
         ward.served_since = since
         gap = int((since - ward.death) * 1e6)
         log.info(f"Worker {worker.kind} '{worker.device}' (pid {worker.pid}) took over after "
-                 f"{gap} us")
+                 f"{gap} us, {int(ward.waited * 1e6)} us of them for the last one's I/O; "
+                 f"{ward.device.device.undone} requests are done again")
         self._vm.events.emit("WORKER_RESTARTED", {"device": ward.device.id, "pid": worker.pid,
                                                   "gap-us": gap})
         self._adopt(ward)
@@ -305,7 +311,7 @@ class Supervisor:
                 old.on_end = None
                 old.kill()
                 device.worker = worker
-                ward.death = times[0]
+                ward.death, ward.waited, device.device.undone = times[0], 0.0, 0
                 self._serves(ward, worker, times[1])
                 done(None)
 
