@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.capabilities import require
+from tests.support.test_vm import TestVm
 from tests.support.tree import ROOT
 
 pytestmark = pytest.mark.native
@@ -69,3 +71,15 @@ def test_an_environment_that_is_not_whole(tmp_path: Path) -> None:
     (tmp_path / "env/lib/python3.11/site-packages").mkdir(parents=True)
     done = subprocess.run([command], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1 and "env/bin/python3" in done.stderr
+
+
+def test_the_command_of_the_source_tree(tmp_path: Path) -> None:
+    """What `./dev which` prints: the process that is started is the interpreter itself."""
+    if "STRATOVIRT" not in os.environ:
+        pytest.skip("no command was built: ./dev test builds it")
+    with TestVm(tmp_path, "-machine", "none", serial=False) as vm:
+        assert vm.qmp.command("query-status")
+        process = Path(f"/proc/{vm.process.pid}")
+        arguments = process.joinpath("cmdline").read_bytes().split(b"\0")
+        assert arguments[1:3] == [b"-I", b"-S"]
+        assert process.joinpath("exe").resolve() == Path(sys.executable).resolve()

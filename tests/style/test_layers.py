@@ -19,7 +19,9 @@ PYTHON = {
     "workers": {"shared", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/blk": {"shared", "native._dataplane", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/net": {"shared", "native._net", "native._sandbox", "cbor2", "posix_ipc"},
-    "workers/null": {"shared", "native._dataplane", "native._sandbox", "cbor2"},
+    # The blk worker's data plane on an image of no bytes.
+    "workers/null": {"shared", "native._dataplane", "native._sandbox", "cbor2",
+                     "workers.blk.device", "workers.blk.disk"},
     "native": {"cffi"},
 }
 # What every worker may import of workers/.
@@ -28,8 +30,9 @@ COMMON = {f"workers.{path.stem}" for path in (tree.ROOT / "workers").glob("*.py"
 # What the nursery imports of each, before it clones.
 ENTRY = re.compile(r"workers\.\w+\.worker")
 # What each worker's folder has; the second set where it is a program of its own, too.
-WORKER_FILES = {"__init__.py", "worker.py", "device.py", "seccomp.policy", "README.md"}
-PROGRAM_FILES = WORKER_FILES | {"__main__.py", "program.py", "service.py"}
+WORKER_FILES = {"__init__.py", "__main__.py", "worker.py", "device.py", "seccomp.policy",
+                "README.md"}
+PROGRAM_FILES = WORKER_FILES | {"program.py", "service.py"}
 # The core doesn't start it yet, so it is no part of the sandbox's promise.
 NOT_STARTED = {"workers/net": {"seccomp.policy"}}
 
@@ -97,7 +100,7 @@ def test_workers_have_the_same_files() -> None:
         if not folder.startswith("workers/"):
             continue
         found = {name.split("/")[-1] for name in tree.files() if name.startswith(folder + "/")}
-        wanted = PROGRAM_FILES if "__main__.py" in found else WORKER_FILES
+        wanted = PROGRAM_FILES if "program.py" in found else WORKER_FILES
         lacking = wanted - found - NOT_STARTED.get(folder, set())
         if found and lacking:
             wrong.append(f"{folder} lacks {', '.join(sorted(lacking))}")
