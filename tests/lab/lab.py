@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import socket
@@ -45,6 +46,8 @@ QEMU = "qemu-system-x86_64"
 MEMORY = 2048  # MiB
 BOOT_LIMIT = 120.0
 START_LIMIT = 30.0
+PROCESSORS = 2
+BEAT_LIMIT = 45.0  # seconds without a sign of life of one of L1's processors; they come every 4
 HEALTH_LIMIT = 20.0
 HOST_MARGIN = 30.0  # seconds that an answer may come after the script's own limit
 
@@ -74,6 +77,7 @@ class Lab:
         self.scripts = 0
         self.ready_seconds = 0.0
         self.buffer = b""
+        self.beats: dict[int, float] = {}  # when each processor last said that it lives
         began = time.monotonic()
         self.console = folder / "console"
         self.process = subprocess.Popen(
@@ -82,6 +86,7 @@ class Lab:
             start_new_session=True)
         try:
             self.agent = self._connect("agent")
+            self.beat = self._connect("beat")
             self.qmp = QmpClient(str(folder / "qmp"), START_LIMIT)
             self.qmp.command("qmp_capabilities")
             if restore is None:
@@ -122,6 +127,7 @@ class Lab:
     def start(self, script: str, timeout: float = 60) -> None:
         """Start a script and don't wait; one at a time."""
         self.scripts += 1
+        self.beats = dict.fromkeys(range(PROCESSORS), time.monotonic())
         (self.share / f"{self.scripts}.sh").write_text(script + "\n")
         self._send(f"{self.scripts} {max(int(timeout), 1)}\n")
 
@@ -163,7 +169,7 @@ class Lab:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for name in ("agent", "qmp"):
+        for name in ("agent", "beat", "qmp"):
             if hasattr(self, name):
                 getattr(self, name).close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -218,18 +224,26 @@ class Lab:
     def _line(self, limit: float) -> str:
         deadline = time.monotonic() + limit
         while b"\n" not in self.buffer:
-            self.agent.settimeout(max(deadline - time.monotonic(), 0.001))
+            remaining = deadline - time.monotonic()
+            ready, _, _ = select.select([self.agent, self.beat], [], [], min(max(remaining, 0), 2))
             try:
-                data = self.agent.recv(4096)
-            except TimeoutError:
-                data = b""
+                data = self.agent.recv(4096) if self.agent in ready else None
+                self._take_beats(self.beat.recv(4096) if self.beat in ready else b"")
             except OSError:
                 data = b""
-            if not data:
+            if data == b"" or (data is None and remaining <= 0):
                 raise LabHang(f"the lab gave no answer in {limit:.0f} s; {self._last_words()}")
-            self.buffer += data
+            self.buffer += data or b""
         line, _, self.buffer = self.buffer.partition(b"\n")
         return line.decode()
+
+    def _take_beats(self, data: bytes) -> None:
+        now = time.monotonic()
+        self.beats.update({int(number): now for number in data.split()})
+        silent = [number for number, last in self.beats.items() if now - last > BEAT_LIMIT]
+        if silent:
+            raise LabHang(f"the lab's processor {silent[0]} shows no sign of life; "
+                          f"{self._last_words()}")
 
     def _connect(self, name: str) -> socket.socket:
         deadline = time.monotonic() + START_LIMIT
@@ -256,12 +270,12 @@ def qemu_command(folder: Path, restore: Path | None) -> list[str]:
     share = folder / "share"
     command = [
         QEMU, "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt",
-        "-m", str(MEMORY), "-smp", "2", "-nodefaults", "-nic", "none",
+        "-m", str(MEMORY), "-smp", str(PROCESSORS), "-nodefaults", "-nic", "none",
         "-kernel", str(kernel.vmlinux), "-initrd", str(outer_initramfs()),
         "-append", COMMAND_LINE, "-display", "none", "-serial", f"file:{folder / 'console'}",
         "-monitor", "none", "-qmp", f"unix:{folder / 'qmp'},server=on,wait=off", "-no-reboot",
         "-device", "virtio-serial-pci"]
-    for name in ("agent", "tty"):
+    for name in ("agent", "tty", "beat"):
         command += ["-chardev", f"socket,id={name},path={folder / name},server=on,wait=off",
                     "-device", f"virtserialport,chardev={name},name={name}"]
     command += [

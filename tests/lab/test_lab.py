@@ -8,6 +8,7 @@ import pytest
 
 from tests.lab import images, kernels
 from tests.lab.kernels import lz4_legacy
+from tests.lab.lab import LabHang
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab
@@ -27,6 +28,14 @@ def test_scripts_run_and_kvm_is_real(lab: Lab) -> None:
 def test_a_script_over_its_time_is_killed(lab: Lab) -> None:
     assert lab.run("sleep 1000", timeout=1).code == 137
     assert lab.check("echo still here") == "still here\n"
+
+
+def test_a_deaf_processor_is_noticed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that QEMU's emulation left in the guest with its interrupts off."""
+    monkeypatch.setattr("tests.lab.lab.BEAT_LIMIT", 12.0)
+    with pytest.raises(LabHang, match="processor 1 shows no sign of life"):
+        lab.run("echo -1 >/proc/sys/kernel/sched_rt_runtime_us; "
+                "exec taskset -c 1 chrt -f 99 sh -c 'while :; do :; done'", timeout=60)
 
 
 def test_a_debian_kernel_boots_under_qemu_in_the_lab(lab: Lab) -> None:
