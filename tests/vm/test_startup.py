@@ -1,0 +1,53 @@
+"""What is loaded at the moment at which the guest's first instruction may run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.capabilities import require
+from tests.support.guest import guest
+from tests.support.test_vm import ROOT
+
+pytestmark = pytest.mark.vm
+
+# Each costs more than all of ours, or pulls in what does.
+SLOW = {"argparse", "asyncio", "cbor2", "collections", "contextlib", "copy", "ctypes",
+        "dataclasses", "enum", "functools", "inspect", "json", "logging", "pathlib", "posix_ipc",
+        "pyroute2", "random", "re", "selectors", "shutil", "signal", "socket", "subprocess",
+        "tempfile", "threading", "traceback", "typing", "weakref"}
+
+CODE = """
+import sys
+sys.path[:0] = sys.argv.pop(1).split(":")
+import vmm.vm
+
+def start(self, machine):
+    print(*sorted(sys.modules), file=sys.stderr)
+    self.loop.call_soon(self.quit)  # once the loop runs
+
+vmm.vm.Vm.start = start
+from vmm.__main__ import run
+run()
+"""
+
+
+def test_nothing_slow_is_loaded_before_the_guest_runs(tmp_path: Path) -> None:
+    require("kvm")
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", CODE, f"{ROOT}:{site}", "-machine", "microvm",
+         "-m", "128", "-smp", "2", "-kernel", guest("guest.elf"), "-append", "script=poweroff",
+         "-drive", f"id=d,file={tmp_path}/disk,direct=off",
+         "-device", "virtio-blk-device,drive=d,id=b", "-serial", "stdio",
+         "-qmp", f"unix:{tmp_path}/q,server,nowait", "-D", str(tmp_path / "log")],
+        capture_output=True, text=True, timeout=30, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stderr.split())
+    assert "vmm.machine.microvm" in loaded and "native._core" in loaded
+    assert not loaded & SLOW
+    assert not {name for name in loaded if name.startswith("vmm.qmp.commands")}
