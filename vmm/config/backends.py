@@ -17,8 +17,19 @@ SERIAL_CHARDEV = "serial_chardev"
 
 _AIO = {"native": "native", "io_uring": "io_uring", "iouring": "io_uring", "threads": "threads",
         "off": "off"}
-_OBJECTS = ("iothread", "rng-random", "memory-backend-ram", "memory-backend-file",
-            "memory-backend-memfd", "secret")
+# The types of -object and what each may say (QEMU's and StratoVirt's). Nothing here needs them
+# yet but iothreads' ids: managers pass them.
+_RAM = ("size", "host-nodes", "policy", "dump-guest-core", "dump", "share", "mem-prealloc",
+        "prealloc", "prealloc-threads", "merge", "reserve", "x-use-canonical-path-for-ramblock-id")
+_OBJECTS: dict[str, tuple[str, ...]] = {
+    "iothread": ("poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch", "thread-pool-min",
+                 "thread-pool-max"),
+    "rng-random": ("filename",),
+    "memory-backend-ram": _RAM,
+    "memory-backend-file": (*_RAM, "mem-path", "discard-data", "align", "pmem", "readonly"),
+    "memory-backend-memfd": (*_RAM, "hugetlb", "hugetlbsize", "seal"),
+    "secret": ("data", "file", "format", "keyid", "iv"),
+}
 
 
 def parse_drive(config: VmConfig, text: str) -> None:
@@ -63,7 +74,7 @@ def _read_throttling(options: SubOptions) -> dict[str, int]:
 def parse_chardev(config: VmConfig, text: str) -> None:
     """`-chardev KIND,id=,…`."""
     options = SubOptions("-chardev", text, ("kind",))
-    _add_chardev(config, options, _read_chardev(options, options.take_id()))
+    _add_chardev(config, options, _read_chardev(config, options, options.take_id()))
 
 
 def parse_serial(config: VmConfig, text: str) -> None:
@@ -75,7 +86,7 @@ def parse_serial(config: VmConfig, text: str) -> None:
         return
     options = SubOptions("-serial", text, ("kind",))
     options.ignore("id")
-    _add_chardev(config, options, _read_chardev(options, SERIAL_CHARDEV))
+    _add_chardev(config, options, _read_chardev(config, options, SERIAL_CHARDEV))
     config.serial = SERIAL_CHARDEV
 
 
@@ -87,7 +98,7 @@ def _add_chardev(config: VmConfig, options: SubOptions, chardev: ChardevConfig) 
     config.chardevs[chardev.id] = chardev
 
 
-def _read_chardev(options: SubOptions, id: str) -> ChardevConfig:
+def _read_chardev(config: VmConfig, options: SubOptions, id: str) -> ChardevConfig:
     kind = options.take_choice("kind", ("stdio", "pty", "socket", "file", "null",
                                         "redirect-to-log"))
     chardev = ChardevConfig(id, kind)
@@ -96,15 +107,15 @@ def _read_chardev(options: SubOptions, id: str) -> ChardevConfig:
         chardev.path = options.take_path("path")
         options.ignore("append")
     elif kind == "socket":
-        _read_socket(options, chardev)
+        _read_socket(config, options, chardev)
     return chardev
 
 
-def _read_socket(options: SubOptions, chardev: ChardevConfig) -> None:
+def _read_socket(config: VmConfig, options: SubOptions, chardev: ChardevConfig) -> None:
     if "fd" in options.values:
         chardev.fd = options.take_int("fd", 0, 1 << 20)
     elif "host" in options.values or "port" in options.values:
-        chardev.host = options.take("host", "127.0.0.1")
+        chardev.host = _host(options, options.take("host", "127.0.0.1"))
         chardev.port = options.take_int("port", 1, 65535)
     else:
         chardev.path = socket_path(options, options.take_path("path"))
@@ -112,7 +123,16 @@ def _read_socket(options: SubOptions, chardev: ChardevConfig) -> None:
     nowait = options.take_bool("nowait", False)
     wait = options.take_bool("wait", not nowait)
     chardev.wait = chardev.server and wait and not nowait
+    if chardev.wait:
+        config.warnings.append(f"-chardev socket,id={chardev.id}: the VM doesn't wait for a "
+                               "client, as if nowait were given")
     options.ignore("reconnect", "delay")
+
+
+def _host(options: SubOptions, host: str) -> str:
+    if not host.isascii() or not host.isprintable() or not 0 < len(host) <= 253:
+        raise options.error(f"'host={host[:40]}' is not a host", "write an IPv4 address")
+    return host
 
 
 def socket_path(options: SubOptions, path: str) -> str:
@@ -137,6 +157,9 @@ def parse_object(config: VmConfig, text: str) -> None:
     if kind not in _OBJECTS:
         raise options.error(f"Unknown object type: {kind}", f"use {', '.join(_OBJECTS)}")
     id = options.take_id()
+    for key in options.values:
+        if key not in _OBJECTS[kind]:
+            raise options.error(f"there is no sub-option '{key}'", "remove it")
     if id in config.objects:
         raise options.error(f"Object: {id} has been added", "give each object an id of its own")
     config.objects[id] = {"qom-type": kind, **options.values}
@@ -164,9 +187,10 @@ def parse_qmp(config: VmConfig, text: str) -> None:
         monitor.path = socket_path(options, where)
     elif kind == "tcp":
         host, _, port = where.rpartition(":")
-        if not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
+        if (":" not in where or not port.isascii() or not port.isdigit()
+                or not 0 < int(port[:9]) < 65536):
             raise options.error(f"'{where}' is not HOST:PORT", "write tcp:127.0.0.1:4444")
-        monitor.host, monitor.port = host or "0.0.0.0", int(port)
+        monitor.host, monitor.port = _host(options, host or "0.0.0.0"), int(port)
     else:
         raise options.error(f"'{address}' is not an address", "write unix:PATH or tcp:HOST:PORT")
     config.monitors.append(monitor)

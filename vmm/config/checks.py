@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 from vmm.config.backends import resolve_monitors
 from vmm.errors import ConfigError
 
@@ -16,15 +19,29 @@ def check(config: VmConfig) -> None:
     if not config.monitors:
         raise ConfigError("Please use '-qmp' or '-mon' to give a qmp path for Unix socket",
                           "add -qmp unix:PATH,server,nowait")
+    _check_machine(config)
     _check_listeners(config)
-    if config.machine.kind != "none" and config.boot.kernel is None:
-        raise ConfigError("kernel file is required for microvm machine type, which is not "
-                          "provided", "add -kernel FILE")
     _check_devices(config)
     _check_chardevs(config)
+    _check_files(config)
     if config.daemonize and config.log == "":
         raise ConfigError("-D without a file and -daemonize can't be set together: there is no "
                           "standard output", "name a log file")
+
+
+def _check_machine(config: VmConfig) -> None:
+    if config.machine.kind == "none":
+        # For managers that ask what this program can do: any accelerator will do.
+        if config.devices:
+            raise ConfigError(f"-device {config.devices[0].driver}: -machine none has no place "
+                              "for it", "use -machine microvm")
+        return
+    if config.machine.accel != "kvm":
+        raise ConfigError(f"accelerator '{config.machine.accel}' can't run a "
+                          f"{config.machine.kind}", "use -accel kvm")
+    if config.boot.kernel is None:
+        raise ConfigError("kernel file is required for microvm machine type, which is not "
+                          "provided", "add -kernel FILE")
 
 
 def _check_listeners(config: VmConfig) -> None:
@@ -43,6 +60,10 @@ def _check_devices(config: VmConfig) -> None:
             raise ConfigError(f"-device {device.driver}: Device id {device.id} existed",
                               "give each device an id of its own")
         ids.add(device.id)
+        thread = device.options.get("iothread")
+        if thread and config.objects.get(thread, {}).get("qom-type") != "iothread":
+            raise ConfigError(f"-device {device.driver}: there is no iothread '{thread}'",
+                              f"add -object iothread,id={thread}")
         drive = device.options.get("drive")
         if drive is None:
             continue
@@ -53,10 +74,6 @@ def _check_devices(config: VmConfig) -> None:
             raise ConfigError(f"-device {device.driver}: the drive '{drive}' serves another "
                               "device already", "give each device its own drive")
         drives.add(drive)
-        thread = device.options.get("iothread")
-        if thread and config.objects.get(thread, {}).get("qom-type") != "iothread":
-            raise ConfigError(f"-device {device.driver}: there is no iothread '{thread}'",
-                              f"add -object iothread,id={thread}")
 
 
 def _check_chardevs(config: VmConfig) -> None:
@@ -78,3 +95,42 @@ def _check_chardevs(config: VmConfig) -> None:
                           "use -serial pty, socket or file")
     if stdio and config.log == "":
         config.warnings.append("the log and a console both go to standard output")
+
+
+def _check_files(config: VmConfig) -> None:
+    """What the VM writes must not be what it reads: a console's file is emptied at start."""
+    written = [(f"-chardev file,id={c.id},path={c.path}", c.path)
+               for c in config.chardevs.values() if c.kind == "file"]
+    if config.log:
+        written.append((f"-D {config.log}", config.log))
+    if config.pidfile:
+        written.append((f"-pidfile {config.pidfile}", config.pidfile))
+    if not written:
+        return
+    taken = {_identity(drive.file): f"drive '{drive.id}'" for drive in config.drives.values()}
+    for option, path in (("-kernel", config.boot.kernel), ("-initrd", config.boot.initrd),
+                         ("-mem-path", config.memory.path)):
+        if path:
+            taken[_identity(path)] = option
+    for option, path in written:
+        identity = _identity(path)
+        if identity in taken and not _is_device(path):
+            raise ConfigError(f"{option}: {taken[identity]} uses this file too",
+                              "give each a file of its own")
+        taken[identity] = option
+
+
+def _identity(path: str) -> object:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
+
+
+def _is_device(path: str) -> bool:
+    """A terminal or /dev/null may have several writers."""
+    try:
+        return stat.S_ISCHR(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False

@@ -44,8 +44,9 @@ def parse_device(config: VmConfig, text: str) -> None:
     kept["queue-size"] = str(size)
     if driver == "virtio-blk-device":
         kept["serial"] = options.take("serial", "")
-        if len(kept["serial"].encode()) > SERIAL_LIMIT:
-            raise options.error(f"the serial has more than {SERIAL_LIMIT} bytes", "shorten it")
+        if not kept["serial"].isprintable() or len(kept["serial"].encode()) > SERIAL_LIMIT:
+            raise options.error(f"'serial' is not a text of at most {SERIAL_LIMIT} bytes",
+                                "shorten or correct it")
     options.take_int("bootindex", 0, 255, 0)
     kept["iothread"] = options.take("iothread", "")
     options.finish()

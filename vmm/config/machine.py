@@ -15,6 +15,7 @@ MAX_MEMORY = 512 << 30
 # As shared/sandbox/stages.py names them, which is imported only when a worker is.
 SANDBOX_STAGES = ("user", "mount", "net", "ipc", "uts", "pid", "uid", "capabilities", "limits",
                   "landlock", "io-uring", "seccomp")
+_GLOBALS = ("pcie-root-port.fast-unplug",)
 _QEMU_SANDBOX = ("obsolete", "elevateprivileges", "spawn", "resourcecontrol")
 
 
@@ -31,7 +32,7 @@ def parse_machine(config: VmConfig, text: str) -> None:
     machine.dump_guest_core = options.take_bool("dump-guest-core", True)
     machine.mem_share = options.take_bool("mem-share", True)
     if "accel" in options.values:
-        _check_accel(options, options.take("accel"))
+        machine.accel = _accelerator(options)
     options.take_choice("usb", ("off",), "off")
     options.ignore("memory-backend", "smm", "vmport", "hpet", "acpi")
     options.finish()
@@ -40,13 +41,17 @@ def parse_machine(config: VmConfig, text: str) -> None:
 def parse_accel(config: VmConfig, text: str) -> None:
     """`-accel kvm`."""
     options = SubOptions("-accel", text, ("accel",))
-    _check_accel(options, options.take("accel"))
+    config.machine.accel = _accelerator(options)
     options.finish()
 
 
-def _check_accel(options: SubOptions, value: str) -> None:
-    if value.split(":")[0] != "kvm":
-        raise options.error(f"accelerator '{value}' is not supported", "use kvm")
+def _accelerator(options: SubOptions) -> str:
+    """The first of `accel=kvm:tcg`. What a machine can do with it, checks.py says."""
+    names = options.take("accel").split(":")
+    for name in names:
+        if name not in ("kvm", "tcg"):
+            raise options.error(f"accelerator '{name}' is not supported", "use kvm")
+    return names[0]
 
 
 def parse_cpu(config: VmConfig, text: str) -> None:
@@ -139,6 +144,8 @@ def parse_global(config: VmConfig, text: str) -> None:
         raise ConfigError(f"-global {text}: not DRIVER.PROPERTY=VALUE", "correct it")
     if key in config.globals:
         raise ConfigError(f"-global {text}: Global config {key} has been added", "give it once")
+    if key not in _GLOBALS:
+        config.warnings.append(f"-global {text}: no device here has this property")
     config.globals[key] = value
 
 

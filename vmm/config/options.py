@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 ID_LIMIT = 255
 PATH_LIMIT = 4095
+SHOWN = 300  # characters of an option's value that errors repeat
 MIB = 1 << 20
 
 _TRUE = ("on", "true", "yes")
 _FALSE = ("off", "false", "no")
-_UNITS = {"k": 1 << 10, "m": MIB, "g": 1 << 30}
+_UNITS = {"k": 1 << 10, "K": 1 << 10, "m": MIB, "M": MIB, "g": 1 << 30, "G": 1 << 30}
 
 
 class SubOptions:
@@ -63,11 +64,14 @@ class SubOptions:
             if not isinstance(value, (str, int)):
                 raise self.error(f"'{key}' is neither a string, a number nor a boolean",
                                  "write it in the plain form")
+            if not _is_text(key) or not _is_text(str(value)):
+                raise self.error("half a surrogate pair is no text", "correct it")
             self.values[key] = str(value)
 
     def error(self, what: str, hint: str) -> ConfigError:
         """An error that names the option."""
-        return ConfigError(f"{self.option} {self.text}: {what}", hint)
+        text = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}..."
+        return ConfigError(f"{self.option} {text}: {what}", hint)
 
     def take(self, key: str, default: str | None = None) -> str:
         """A string; without a default it must be there."""
@@ -132,11 +136,22 @@ class SubOptions:
             raise self.error(f"there is no sub-option '{key}'", "remove it")
 
 
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_id(options: SubOptions, value: str) -> None:
-    """:raises ConfigError: empty, too long or unprintable."""
+    """:raises ConfigError: empty, too long, unprintable or like one of ours."""
     if not value or len(value) > ID_LIMIT or not value.isprintable():
         raise options.error(f"the id '{value[:40]}' must have 1 to {ID_LIMIT} printable "
                             "characters", "choose another id")
+    if value.startswith("#"):
+        raise options.error(f"the id '{value[:40]}' begins with '#', as those that we make up",
+                            "choose another id")
 
 
 def parse_int(text: str) -> int | None:
@@ -152,7 +167,7 @@ def parse_int(text: str) -> int | None:
 
 def parse_size(text: str) -> int | None:
     """Bytes: an integer with K, M or G; MiB without a unit. None if it is neither."""
-    unit = _UNITS.get(text[-1:].lower())
+    unit = _UNITS.get(text[-1:])
     number = text[:-1] if unit else text
     if not number.isascii() or not number.isdigit() or len(number) > 15:
         return None
