@@ -23,7 +23,7 @@ PARTS = ("vmm", "workers", "shared", "native", "tests/support", "tests/lab")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(ROOT / "tests/lab"):
-            item.add_marker(pytest.mark.timeout(1200))  # three tries of a scenario
+            item.add_marker(pytest.mark.timeout(1500))  # three tries of a scenario
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,7 @@ def lab(prepared_lab: None) -> Iterator[Lab]:
 
 @pytest.fixture
 def play(prepared_lab: None) -> Callable[..., dict[str, Any]]:
-    """`play(plan, files={name: path}, timeout=240, tries=1)`: a scenario in a fresh L1, its report.
+    """`play(plan, files={name: path}, timeout=400, tries=1)`: a scenario in a fresh L1, its report.
 
     `files` are copied to the share (/mnt/NAME inside); those changed come back in
     `report["files"]`. Tried again if L1 itself hangs. The limits of the steps do the work;
@@ -52,7 +52,7 @@ def play(prepared_lab: None) -> Callable[..., dict[str, Any]]:
     """
 
     def run(plan: dict[str, Any], files: dict[str, Path] | None = None,
-            timeout: float = 240, tries: int = 1) -> dict[str, Any]:
+            timeout: float = 400, tries: int = 1) -> dict[str, Any]:
         for left in range(tries - 1, -1, -1):
             report = retrying(lambda: play_in_lab(plan, files or {}, timeout))
             if report["failure"] is None:

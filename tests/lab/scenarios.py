@@ -18,8 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.support import test_vm
 from tests.support.qmp import QmpError
 from tests.support.test_vm import TestVm
+
+test_vm.LIMIT = 120.0  # in the lab a start takes seconds, on a slow machine many
 
 
 def play(plan: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.lab
 CONTENT = ("md5sum /dev/vda", "mount -o ro /dev/vda /mnt", "cat /mnt/message", "umount /mnt")
 DISK = ["-drive", "id=rootfs,file=/mnt/disk,direct=off", "-device",
         "virtio-blk-device,drive=rootfs"]
-END: list[list[Any]] = [["event", "SHUTDOWN", 60], ["exit", 20]]
+END: list[list[Any]] = [["event", "SHUTDOWN", 150], ["exit", 60]]
 GUEST_END = {"guest": True, "reason": "guest-shutdown"}
 CLOCK = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"
 MANUAL = "console=ttyS0 pci=off reboot=k quiet panic=1 root=/dev/vda"
@@ -111,7 +111,7 @@ def test_power_button_powers_debian_off(play: Play) -> None:
     report = play(plan(kernels.debian_kernel().vmlinux, initrd=images.debian_initramfs(),
                        append=images.command_line(),
                        steps=[["output", "L2 shell", 60], ["qmp", "system_powerdown"],
-                              ["event", "POWERDOWN", 10], *END]))
+                              ["event", "POWERDOWN", 60], *END]))
     assert "L2 power button" in report["console"]
     assert report["replies"][-1]["data"] == GUEST_END and report["exit"] == 0
 
@@ -122,7 +122,7 @@ def test_stop_and_cont_under_linux(play: Play) -> None:
                        steps=[["output", "L2 shell", 60], ["qmp", "stop"],
                               ["qmp", "query-status"], ["send", "echo awake $((40+2))\n"],
                               ["run", "sleep 1"], ["qmp", "query-status"], ["qmp", "cont"],
-                              ["output", "awake 42", 20], ["send", "poweroff -f\n"], *END]),
+                              ["output", "awake 42", 60], ["send", "poweroff -f\n"], *END]),
                   files={"disk": images.root_disk()})
     assert [event["event"] for event in report["events"]] == ["STOP", "RESUME", "SHUTDOWN"]
     assert report["replies"][2]["status"] == "paused"

@@ -42,12 +42,12 @@ def test_a_debian_kernel_boots_under_qemu_in_the_lab(lab: Lab) -> None:
     """If this fails, the lab is at fault and not the product."""
     (lab.share / "disk").write_bytes(images.root_disk().read_bytes())
     output = lab.check(
-        "exec timeout 60 qemu-system-x86_64 -M microvm,rtc=on -accel kvm -cpu host -m 256 "
+        "exec timeout 150 qemu-system-x86_64 -M microvm,rtc=on -accel kvm -cpu host -m 256 "
         "-nodefaults -no-reboot -display none -serial stdio "
         "-global virtio-mmio.force-legacy=false "
         f"-kernel {kernels.debian_kernel().vmlinux} -initrd {images.debian_initramfs()} "
         "-drive id=d,file=/mnt/disk,format=raw,if=none -device virtio-blk-device,drive=d "
-        f"-append '{images.command_line('md5sum /dev/vda', 'poweroff -f')}'")
+        f"-append '{images.command_line('md5sum /dev/vda', 'poweroff -f')}'", timeout=160)
     assert images.md5(images.root_disk()) in output
 
 
