@@ -61,13 +61,13 @@ def test_json() -> None:
     '{"\\ud800":1}', '{"a":' + "9" * 5000 + "}",
 ])
 def test_bad_json(text: str) -> None:
-    with pytest.raises(ConfigError, match="^-x "):
+    with pytest.raises(ConfigError, match=r"^-x "):
         SubOptions("-x", text)
 
 
 @pytest.mark.parametrize("text", ["=a", "a=1,a=2", ",", "a=1,", "a=1,,"])
 def test_bad_pairs(text: str) -> None:
-    with pytest.raises(ConfigError, match="^-x "):
+    with pytest.raises(ConfigError, match=r"^-x "):
         SubOptions("-x", text).finish()
 
 
