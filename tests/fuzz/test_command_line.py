@@ -14,7 +14,8 @@ KEYS = ("id", "file", "path", "driver", "drive", "chardev", "server", "nowait", 
         "host", "port", "type", "kind", "cpus", "maxcpus", "sockets", "dies", "clusters", "cores",
         "threads", "size", "maxmem", "serial", "num-queues", "queue-size", "bootindex", "iothread",
         "readonly", "direct", "aio", "discard", "throttling.iops-total", "throttling.bps-read-max",
-        "format", "if", "media", "mode", "qom-type", "accel", "model", "pmu", "enable", "landlock", "address")
+        "format", "if", "media", "mode", "qom-type", "accel", "model", "pmu", "enable", "landlock",
+        "address")
 WORDS = ("", "on", "off", "a", "b", "0", "1", "2", "254", "255", "0x10", "-1", "64K", "512M", "4G",
          "microvm", "none", "kvm", "host", "stdio", "pty", "file", "socket", "null", "/a", "/b",
          "unix:/q", "tcp:127.0.0.1:1", "tcp::9", "chardev:a", "virtio-blk-device",
