@@ -106,3 +106,5 @@ void queue_kick(struct disk *disk, u32 number, u16 before);
 int queue_collect(struct disk *disk, u32 number, u8 *worst);
 // One request, waited for; its status, S_NONE if it never came back.
 u8 disk_request(struct disk *disk, u32 type, u64 sector, u8 *buffer, u32 length);
+// The command blk.overlap (blk_overlap.c).
+void blk_overlap(struct disk *disk, u64 sector, u64 lanes, u64 rounds, u64 salt);

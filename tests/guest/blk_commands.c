@@ -274,6 +274,9 @@ bool blk_command(int argc, char **words, u64 *argv)
 		answer("blk.flush", disk_request(disk, T_FLUSH, 0, NULL, 0));
 	else if (!compare(name, "id"))
 		id_command(disk);
+	else if (!compare(name, "overlap")) // blk.overlap DISK SECTOR LANES ROUNDS SALT
+		blk_overlap(disk, argument(argc, argv, 2, 0), argument(argc, argv, 3, 16),
+			    argument(argc, argv, 4, 4), argument(argc, argv, 5, 1));
 	else if (!compare(name, "hostile") && argc > 2)
 		return blk_hostile((u32)(disk - disks), words[2]);
 	else
