@@ -31,9 +31,13 @@ if TYPE_CHECKING:
     from vmm.cleanup import Cleanup
     from vmm.config.model import VmConfig
     from vmm.event_loop import EventLoop
+    from vmm.machine.hotplug import Hotplug
     from vmm.machine.machine import BlockNode, Device, Machine
+    from vmm.machine.slots import Slot
     from vmm.qmp.events import Events
     from vmm.vcpu import VcpuThread
+    from vmm.worker.null import NullBackend
+    from vmm.worker.nursery import Nursery
     from vmm.worker.process import WorkerProcess
     from vmm.worker.supervisor import Supervisor
 
@@ -63,6 +67,8 @@ class Vm:
         self._clock: bytes | None = None
         self._io_errors: IoErrors | None = None
         self._supervisor: Supervisor | None = None
+        self._null: NullBackend | None = None
+        self._hotplug: Hotplug | None = None
 
     # ---- what QMP reads --------------------------------------------------------------------
 
@@ -87,8 +93,11 @@ class Vm:
         return self.machine.chardevs if self.machine else {}
 
     def workers(self) -> list[WorkerProcess]:
-        """The worker processes of this VM's devices."""
-        return [d.worker for d in self.devices.values() if d.worker is not None]
+        """The worker processes of this VM's devices, and the null worker if there is one."""
+        workers = [d.worker for d in self.devices.values() if d.worker is not None]
+        if self._null is not None and self._null.worker is not None:
+            workers.append(self._null.worker)
+        return workers
 
     # ---- start -----------------------------------------------------------------------------
 
@@ -97,6 +106,8 @@ class Vm:
         self.machine = machine
         for device in self.devices.values():
             self._watch_worker(device)
+        for slot in machine.slots if machine is not None else ():
+            self._watch_slot(slot)
         if machine is None or self.config.frozen:
             return
         self.run_state = "running"
@@ -290,18 +301,54 @@ class Vm:
         if self.run_state != "shutdown":
             self.supervisor  # noqa: B018  # it looks at every worker when it is made
 
+    def _watch_slot(self, slot: Slot) -> None:
+        """A slot's device always gets a back end again."""
+        device = slot.device
+        if slot.replaceable and device.on_lost is None:
+            device.on_lost = _nothing_lost
+        device.on_needed = lambda: self.loop.call_soon(lambda: self.hotplug.needed(slot))
+
+    @property
+    def null(self) -> NullBackend:
+        """Who answers where there is no device; made when the first one is asked."""
+        if self._null is None:
+            from vmm.worker.null import NullBackend  # not needed before the guest runs
+
+            self._null = NullBackend(self)
+        return self._null
+
+    @property
+    def hotplug(self) -> Hotplug:
+        """Plugging and unplugging."""
+        if self._hotplug is None:
+            from vmm.machine.hotplug import Hotplug  # not needed before the guest runs
+
+            self._hotplug = Hotplug(self, self._machine(), self.null)
+        return self._hotplug
+
+    def nursery(self) -> Nursery:
+        """Where workers come from.
+
+        :raises StateError: this VM has none.
+        """
+        nursery = self._machine().nursery
+        if nursery is None:
+            raise StateError("This VM has no workers", "start it with -machine microvm")
+        return nursery
+
     def retire_nursery(self) -> None:
         """The next worker comes from a fresh nursery, with the code as it is on disk by then."""
-        nursery = self._machine().nursery
-        if nursery is not None:
-            nursery.retire()
+        self.nursery().retire()
 
     def serve_errors(self, device: Device) -> None:
-        """No worker serves the device any more: the guest sees that it failed."""
-        device.device.on_lost = None
-
+        """No worker serves the device any more: the null back end answers with I/O errors."""
         def finish(error: Exception | None) -> None:
-            device.device.on_failure(f"The device {device.id} is given up")
+            self.null.attach(device.device, attached)
+
+        def attached(error: Exception | None) -> None:
+            if error is not None:
+                device.device.on_failure(f"The device {device.id} is given up, and nobody answers "
+                                         f"for it: {error}")
 
         self.off_loop(lambda: device.device.lost("it is given up"), finish)
 
@@ -343,3 +390,7 @@ class Vm:
             self.loop.call_soon(lambda: finish(error))
 
         _thread.start_new_thread(run, ())
+
+
+def _nothing_lost(text: str) -> None:
+    """The null back end's own end is dealt with where it is known; the device waits."""

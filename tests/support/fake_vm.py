@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm.config.model import ChardevConfig, DriveConfig, VmConfig
-from vmm.errors import StateError, VmmError
+from vmm.errors import DeviceError, StateError, VmmError
 from vmm.event_loop import EventLoop
 from vmm.qmp.events import Events
 
@@ -64,6 +64,34 @@ class FakeChardev:
         return "pty:/dev/pts/7"
 
 
+class FakeHotplug:
+    """Disks come and go without fail; there are no other devices."""
+
+    def __init__(self, vm: FakeVm) -> None:
+        self._vm = vm
+
+    def add_node(self, drive: DriveConfig, done: Done) -> None:
+        done(None)
+
+    def delete_node(self, name: str, done: Done) -> None:
+        done(None)
+
+    def add_disk(self, name: str, driver: str, number: int, drive: str, options: Any,
+                 done: Done) -> None:
+        done(None)
+
+    def delete_device(self, name: str, done: Done) -> None:
+        if not name.startswith("drive"):
+            raise DeviceError(f"Device {name} not found")
+        self._vm.events.emit("DEVICE_DELETED", {"device": name, "path": name})
+        done(None)
+
+
+class FakeSupervisor:
+    def restart(self, name: str, done: Done) -> None:
+        done(None)
+
+
 class FakeVm:
     """`slow` keeps stop, cont and reset waiting until `release` is called."""
 
@@ -78,6 +106,8 @@ class FakeVm:
         self.blocks = {"rootfs": FakeBlockNode(DriveConfig("rootfs", "/path/to/rootfs"), "disk0")}
         self.devices = {"disk0": FakeDevice("disk0")}
         self.chardevs = {"serial0": FakeChardev(ChardevConfig("serial0", "pty"))}
+        self.hotplug = FakeHotplug(self)
+        self.supervisor = FakeSupervisor()
         self.slow = False
         self.error: VmmError | None = None
         self.ended = False

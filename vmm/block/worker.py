@@ -26,18 +26,21 @@ _COMPLAIN_AFTER = 5.0
 class BlockWorkers:
     """The workers that serve one disk, one after another (`Kind` of vmm/worker/supervisor.py)."""
 
-    __slots__ = ("_device", "_node", "_nursery", "_options")
+    __slots__ = ("_device", "_node", "_nursery", "_options", "_slot")
 
     def __init__(self, nursery: Nursery, node: BlockNode, device: str,
-                 options: Mapping[str, str]) -> None:
+                 options: Mapping[str, str], slot: bool = False) -> None:
+        self._slot = slot
         self._nursery = nursery
         self._node = node
         self._device = device
         self._options = options
 
-    def open(self, drained: bool) -> int:
-        """The image for the next incarnation; waits for the I/O of the one before."""
-        return open_incarnation(self._node, None, drained)
+    def open(self, drained: bool, limit: float | None = None) -> int:
+        """The image for the next incarnation; waits for the I/O of the one before, at most
+        `limit` seconds."""
+        deadline = None if limit is None else time.monotonic() + limit
+        return open_incarnation(self._node, deadline, drained)
 
     def discard(self, opened: int) -> None:
         """It won't be needed."""
@@ -45,7 +48,8 @@ class BlockWorkers:
 
     def spawn(self, opened: int) -> WorkerProcess:
         """See `spawn_block_worker`."""
-        return spawn_block_worker(self._nursery, self._node, self._device, self._options, opened)
+        return spawn_block_worker(self._nursery, self._node, self._device, self._options, opened,
+                                  self._slot)
 
     def first(self) -> WorkerProcess:
         """The first one, at the start of the VM."""
@@ -84,10 +88,11 @@ def open_incarnation(node: BlockNode, deadline: float | None, drained: bool = Fa
 
 
 def spawn_block_worker(nursery: Nursery, node: BlockNode, device: str,
-                       options: Mapping[str, str], fd: int) -> WorkerProcess:
+                       options: Mapping[str, str], fd: int, slot: bool = False) -> WorkerProcess:
     """Ask the nursery for the worker of a disk; returns at once.
 
     :param device: the device's name; options: those of `-device`, as text.
+    :param slot: it comes to a slot whose driver may be up: it offers what every slot offers.
     :param fd: of `open_incarnation`; closed when this returns, also in error.
     :raises WorkerSpawnError: no nursery, or no descriptors.
     """
@@ -98,7 +103,7 @@ def spawn_block_worker(nursery: Nursery, node: BlockNode, device: str,
             "discard": drive.discard, "detect-zeroes": drive.detect_zeroes,
             "throttling": drive.throttling, "serial": options.get("serial", ""),
             "num-queues": int(options.get("num-queues", "1"), 0),
-            "queue-size": int(options.get("queue-size", "256"), 0)})
+            "queue-size": int(options.get("queue-size", "256"), 0), "slot": slot})
     finally:
         # A description that the core kept would keep the incarnation's lock.
         os.close(fd)

@@ -288,6 +288,32 @@ class VhostUserDevice(VirtioDevice):
         else:
             self.state = PAUSED
 
+    def detach(self, deadline: float) -> None:
+        """Let go of the back end while no driver uses the device; `on_needed` asks for another.
+
+        :raises BackendError: a driver uses it.
+        """
+        with _Held(self, deadline - time.monotonic()):
+            if self._goal != IDLE:
+                raise BackendError(f"The {self._peer} is in use", "drain it first")
+            if self.state != CLOSED:
+                self._drop_session()
+                self.state = BROKEN
+                self._trouble = "there is none"
+
+    def is_in_use(self) -> bool:
+        """A driver has started the device."""
+        return self._goal != IDLE
+
+    def is_without_backend(self) -> bool:
+        """There is none, or it is of no use any more."""
+        return self.state == BROKEN
+
+    def rename(self, id: str) -> None:
+        """Another device is what the slot shows from now on."""
+        self.id = id
+        self._peer = f"back end of {id}"
+
     def lost(self, trouble: str) -> None:
         """The back end's process is gone, or of no use: don't wait for it any more."""
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared.virtio import blk
 from vmm.devices.vhost_user import VhostUserDevice
 
 TYPE_CHECKING = False
@@ -31,7 +32,11 @@ _NUM_QUEUES = 34  # le16
 class VirtioBlk(VhostUserDevice):
     """One disk. `num_queues` and `queue_size` are what the guest sees.
 
+    :param socket_fd: -1 makes the disk of an empty slot.
     :param foreign: the back end is not a worker of ours.
+
+    A driver reads features only when it probes.  So the disk of a slot that was empty then, or
+    is now, offers what every slot offers, whoever serves it; only the config space changes.
     """
 
     device_id = DEVICE_ID_BLOCK
@@ -45,6 +50,41 @@ class VirtioBlk(VhostUserDevice):
                          foreign)
         self._config: bytes | None = None  # None: ask the back end
         self._config_changes = 0
+        self._slot_features: int | None = None  # None: ask the back end
+        self._empty = False
+        if socket_fd < 0:
+            self.show_empty()
+
+    # ---- disks come and go -----------------------------------------------------------------
+
+    def show_empty(self) -> None:
+        """There is no disk: no capacity, everything else as it will be with one."""
+        config = blk.slot_config()
+        config.num_queues = len(self.queue_sizes)
+        self._set_slot_features(readonly=False)
+        self._config = config.encode()
+        self._empty = True
+
+    def show_disk(self, readonly: bool) -> None:
+        """A worker serves a disk in this slot now; the guest is to be told."""
+        self._set_slot_features(readonly)
+        self._config = None
+        self._empty = False
+
+    def _set_slot_features(self, readonly: bool) -> None:
+        features = blk.SLOT_FEATURES | (blk.F_RO if readonly else 0)
+        self._slot_features = features | (F_MQ if len(self.queue_sizes) > 1 else 0)
+
+    def prefetch_config(self) -> None:
+        """Have the config space ready before the driver asks: it waits for nobody then.
+
+        :raises BackendError: the back end doesn't answer.
+        """
+        self.read_config(0, CONFIG_SIZE)
+
+    def features(self) -> int:
+        """See `VirtioDevice.features`."""
+        return super().features() if self._slot_features is None else self._slot_features
 
     def read_config(self, offset: int, size: int) -> bytes:
         """See `VirtioDevice.read_config`; the back end is asked once a change."""
@@ -58,6 +98,8 @@ class VirtioBlk(VhostUserDevice):
 
     def write_config(self, offset: int, data: bytes) -> None:
         """The write-back switch, if the driver took CONFIG_WCE; the rest is read-only."""
+        if self._empty:
+            return
         if offset == _WRITEBACK and len(data) == 1 and self._features & F_CONFIG_WCE:
             self._forward_config(offset, data)
             self._config = None
@@ -68,6 +110,8 @@ class VirtioBlk(VhostUserDevice):
         return config[:_NUM_QUEUES] + count + config[_NUM_QUEUES + 2:]
 
     def _config_went_stale(self) -> None:
+        if self._empty:
+            return
         self._config_changes += 1
         self._config = None
         super()._config_went_stale()

@@ -14,7 +14,7 @@ from vmm.errors import DeviceError, VmmError
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from vmm.block.image import Image
     from vmm.chardev.base import Chardev
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmm.devices.vhost_user import VhostUserDevice
     from vmm.hypervisor.interface import Uart
     from vmm.hypervisor.kvm import KvmVm
+    from vmm.machine.slots import Slot
     from vmm.memory import GuestMemory
     from vmm.transport.virtio_mmio import VirtioMmio
     from vmm.vcpu import VcpuThread
@@ -71,6 +72,7 @@ class Machine:
         self.vcpus: list[VcpuThread] = []
         self.blocks: dict[str, BlockNode] = {}
         self.devices: dict[str, Device] = {}
+        self.slots: list[Slot] = []  # of virtio devices, empty ones included
         self.chardevs: dict[str, Chardev] = {}
         self.nursery: Nursery | None = None
         self.reload: Callable[[], None]  # kernel, tables and vCPU registers as at power-on
@@ -113,11 +115,11 @@ class Machine:
 
         :raises DeviceError: names those that were not at rest by `deadline`; the others are.
         """
-        self._for_all("stop", lambda device: device.transport.pause(deadline))
+        self._for_all("stop", lambda slot: slot.transport.pause(deadline))
 
     def resume_devices(self) -> None:
         """Start the rings again where they stopped."""
-        self._for_each("start again", lambda device: device.transport.resume())
+        self._for_each("start again", lambda slot: slot.transport.resume())
 
     def press_power_button(self) -> None:
         """Signal the ACPI power button (GED)."""
@@ -127,7 +129,7 @@ class Machine:
 
     def reset(self) -> None:
         """Everything as at power-on; the vCPUs are paused and stay so."""
-        self._for_each("reset", lambda device: device.transport.reset())
+        self._for_each("reset", lambda slot: slot.transport.reset())
         if self.uart is not None:
             self.uart.reset()
         if self.ged is not None:
@@ -144,55 +146,57 @@ class Machine:
         # Whoever waits for a back end then is let go: us, a vCPU, a `stop` that is under way.
         watchdog = _Watchdog(deadline, self._cut_off)
         try:
-            self._for_all("stop", lambda device: device.transport.pause(deadline))
+            self._for_all("stop", lambda slot: slot.transport.pause(deadline))
         except DeviceError as error:
             log.warning(str(error))
         finally:
             watchdog.stop()
-        for entry in self.devices.values():
-            entry.device.close()
+        for slot in self.slots:
+            slot.device.close()
         for vcpu in self.vcpus:
             vcpu.join(max(deadline, time.monotonic() + 1.0))
 
     def _cut_off(self) -> None:
-        for entry in self.devices.values():
-            entry.device.abort()
+        for slot in self.slots:
+            slot.device.abort()
 
-    def _for_all(self, verb: str, action: Callable[[Device], None]) -> None:
+    def _for_all(self, verb: str, action: Callable[[Slot], None]) -> None:
         """As `_for_each`, but at the same time: one that hangs takes no time from the others."""
-        if len(self.devices) < 2:
-            self._for_each(verb, action)
-            return
         failed: list[str] = []
 
-        def attempt(device: Device, done: _thread.LockType) -> None:
+        def attempt(slot: Slot, done: _thread.LockType | None = None) -> None:
             try:
-                action(device)
+                action(slot)
             except VmmError as error:
-                failed.append(f"device {device.id} did not {verb}: {error.what}")
+                failed.append(f"device {slot.device.id} did not {verb}: {error.what}")
             except Exception as error:  # a defect of ours must not look like success
-                log.exception(f"while device {device.id} had to {verb}", error)
-                failed.append(f"device {device.id} did not {verb}: {error!r}")
+                log.exception(f"while device {slot.device.id} had to {verb}", error)
+                failed.append(f"device {slot.device.id} did not {verb}: {error!r}")
             finally:
-                done.release()
+                if done is not None:
+                    done.release()
 
         waits = []
-        for device in self.devices.values():
+        used = [slot for slot in self.slots if slot.device.is_in_use()]
+        for slot in used[1:]:
             done = _thread.allocate_lock()
             done.acquire()
-            _thread.start_new_thread(attempt, (device, done))
+            _thread.start_new_thread(attempt, (slot, done))
             waits.append(done)
+        for slot in self.slots:
+            if slot not in used[1:]:
+                attempt(slot)
         for done in waits:
             done.acquire()
         _complain(failed)
 
-    def _for_each(self, verb: str, action: Callable[[Device], None]) -> None:
+    def _for_each(self, verb: str, action: Callable[[Slot], None]) -> None:
         failed: list[str] = []
-        for device in self.devices.values():
+        for slot in self.slots:
             try:
-                action(device)
+                action(slot)
             except VmmError as error:
-                failed.append(f"device {device.id} did not {verb}: {error.what}")
+                failed.append(f"device {slot.device.id} did not {verb}: {error.what}")
         _complain(failed)
 
 
@@ -224,8 +228,3 @@ class _Watchdog:
 def _complain(failed: list[str]) -> None:
     if failed:
         raise DeviceError("; ".join(sorted(failed)), "query-workers shows the state of each")
-
-
-def describe_slots(devices: Sequence[Device]) -> str:
-    """One line for the log: which device sits in which slot."""
-    return ", ".join(f"{d.slot}:{d.id}({d.driver})" for d in devices)

@@ -23,6 +23,7 @@ from vmm.devices.vhost_user import connect_backend
 from vmm.devices.virtio_blk import VirtioBlk
 from vmm.errors import ConfigError
 from vmm.machine.machine import BlockNode, Device, Machine
+from vmm.machine.slots import BLOCK_SLOTS, Slot, empty_name
 from vmm.memory import GuestMemory
 from vmm.transport.virtio_mmio import VirtioMmio
 from vmm.vcpu import VcpuThread
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     Served = tuple[WorkerProcess, Kind]
 
-BLOCK_SLOTS = 6  # vda..vdf
 BLOCK_DRIVERS = ("virtio-blk-device", "vhost-user-blk-device")
 WORKER_DRIVERS = ("virtio-blk-device",)  # those whose back end is a worker of ours
 
@@ -85,8 +85,8 @@ class MicroVmBuilder:
         return machine
 
     def _slots(self) -> list[tuple[int, int, int]]:
-        return [(layout.virtio_base(device.slot), layout.VIRTIO_MMIO_SIZE,
-                 layout.virtio_gsi(device.slot)) for device in self.machine.devices.values()]
+        return [(layout.virtio_base(slot.number), layout.VIRTIO_MMIO_SIZE,
+                 layout.virtio_gsi(slot.number)) for slot in self.machine.slots]
 
     def _reload(self) -> None:
         """Power-on again: interrupt controllers, kernel, tables, registers. RAM keeps the rest."""
@@ -171,34 +171,46 @@ class MicroVmBuilder:
     # ---- virtio ----------------------------------------------------------------------------
 
     def _make_devices(self, workers: dict[int, Served]) -> None:
-        slot = 0
-        for number, config in enumerate(self.config.devices):
-            if config.driver not in BLOCK_DRIVERS:
-                continue
-            if slot == BLOCK_SLOTS:
-                raise ConfigError(f"A maximum of {BLOCK_SLOTS} block replaceable devices are "
-                                  f"supported: -device {config.driver} is one too many",
-                                  "remove it")
-            self._make_block_device(config, device_name(config, number), slot,
-                                    *workers.get(number, (None, None)))
-            slot += 1
+        disks = [(number, config) for number, config in enumerate(self.config.devices)
+                 if config.driver in BLOCK_DRIVERS]
+        for _, config in disks[BLOCK_SLOTS:]:
+            raise ConfigError(f"A maximum of {BLOCK_SLOTS} block replaceable devices are "
+                              f"supported: -device {config.driver} is one too many", "remove it")
+        for number, config in disks:
+            self._make_disk(config, device_name(config, number),
+                            *workers.get(number, (None, None)))
+        # The guest looks for disks when it boots: those that come later go where it has looked.
+        while len(self.machine.slots) < BLOCK_SLOTS:
+            number = len(self.machine.slots)
+            device = VirtioBlk(empty_name(number), -1, self.machine.memory, self.loop,
+                               foreign=False)
+            self._add_slot(device, replaceable=True, lazy=True)
 
-    def _make_block_device(self, config: DeviceConfig, name: str, slot: int,
-                           worker: WorkerProcess | None, kind: Kind | None) -> None:
-        machine = self.machine
+    def _make_disk(self, config: DeviceConfig, name: str, worker: WorkerProcess | None,
+                   kind: Kind | None) -> None:
         if worker is not None:
             socket_fd = worker.take_socket()
         else:
             socket_fd = connect_backend(self.config.chardevs[config.options["chardev"]])
-        device = VirtioBlk(name, socket_fd, machine.memory, self.loop,
+        device = VirtioBlk(name, socket_fd, self.machine.memory, self.loop,
                            num_queues=int(config.options.get("num-queues", "1"), 0),
                            queue_size=int(config.options.get("queue-size", "256"), 0),
                            foreign=worker is None)
-        base = layout.virtio_base(slot)
-        transport = VirtioMmio(machine.vm, machine.memory, base, layout.virtio_gsi(slot), device)
+        slot = self._add_slot(device, replaceable=worker is not None, lazy=False)
+        slot.occupant = Device(name, config.driver, slot.number, device, slot.transport, worker,
+                               kind)
+        self.machine.devices[name] = slot.occupant
+
+    def _add_slot(self, device: VirtioBlk, replaceable: bool, lazy: bool) -> Slot:
+        machine = self.machine
+        number = len(machine.slots)
+        base = layout.virtio_base(number)
+        transport = VirtioMmio(machine.vm, machine.memory, base, layout.virtio_gsi(number), device,
+                               lazy)
         self.mmio.add(base, layout.VIRTIO_MMIO_SIZE, transport)
-        machine.devices[name] = Device(name, config.driver, slot, device, transport, worker,
-                                       kind)
+        slot = Slot(number, device, transport, replaceable)
+        machine.slots.append(slot)
+        return slot
 
     # ---- vCPUs -----------------------------------------------------------------------------
 
@@ -220,5 +232,5 @@ def device_name(config: DeviceConfig, number: int) -> str:
 
 
 def needs_workers(config: VmConfig) -> bool:
-    """True if some device's back end is a worker of ours."""
-    return any(device.driver in WORKER_DRIVERS for device in config.devices)
+    """True if the machine may ever need a worker: a microVM's slots do."""
+    return config.machine.kind == "microvm"

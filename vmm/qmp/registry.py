@@ -136,10 +136,20 @@ class Registry:
 
 def load() -> Registry:
     """The whole table. Imports every family: call it when the first client is there."""
-    from vmm.qmp.commands import block, chardev, events, fds, introspect, machine, query, workers
+    from vmm.qmp.commands import (
+        block,
+        chardev,
+        events,
+        fds,
+        hotplug,
+        introspect,
+        machine,
+        query,
+        workers,
+    )
 
     registry = Registry()
-    for family in (machine, query, block, chardev, fds, workers, introspect):
+    for family in (machine, query, block, hotplug, chardev, fds, workers, introspect):
         registry.add(family.COMMANDS, family.TYPES)
     registry.add((), events.TYPES)
     registry.events.update(events.EVENTS)

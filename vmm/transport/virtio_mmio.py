@@ -43,10 +43,12 @@ class VirtioMmio:
 
     :param base: guest-physical address of the slot; gsi: its interrupt (edge).
     :param device: None makes an empty slot.
+    :param lazy: doorbells and interrupts are made when a driver first writes a register: a
+        slot that no driver looks at costs the start nothing.
     """
 
     def __init__(self, vm: Vm, memory: GuestMemory, base: int, gsi: int,
-                 device: VirtioDevice | None) -> None:
+                 device: VirtioDevice | None, lazy: bool = False) -> None:
         self.base = base
         self.gsi = gsi
         self.device = device
@@ -65,7 +67,10 @@ class VirtioMmio:
         self._complaints = 0
         self._clear_selectors()
         if device is not None:
-            self._attach(device)
+            device.on_config_change = self._config_changed
+            device.on_failure = self._failed
+            if not lazy:
+                self._wire(device)
 
     def _clear_selectors(self) -> None:
         self._device_features_sel = 0
@@ -73,7 +78,7 @@ class VirtioMmio:
         self._driver_features = 0
         self._queue_sel = 0
 
-    def _attach(self, device: VirtioDevice) -> None:
+    def _wire(self, device: VirtioDevice) -> None:
         self._interrupt = self._vm.add_interrupt_status(self.base)
         self._config_fd = _eventfd()
         self._vm.add_irqfd(self.gsi, self._config_fd)
@@ -82,8 +87,6 @@ class VirtioMmio:
             self._queues.append(queue)
             self._vm.add_ioeventfd(self.base + r.QUEUE_NOTIFY, 4, index, queue.kick_fd)
             self._vm.add_irqfd(self.gsi, queue.call_fd)
-        device.on_config_change = self._config_changed
-        device.on_failure = self._failed
 
     # ---- the AddressSpace handler ----------------------------------------------------------
 
@@ -118,6 +121,8 @@ class VirtioMmio:
             writer = _WRITERS.get(offset)
             if writer is not None:
                 with self._lock:
+                    if self._interrupt is None:
+                        self._wire(self.device)
                     writer(self, value & MASK_32)
 
     # ---- life ------------------------------------------------------------------------------
@@ -270,7 +275,9 @@ class VirtioMmio:
 
     def _reset(self) -> VmmError | None:
         """Device reset; an error means that the back end may still touch guest memory."""
-        assert self.device is not None and self._interrupt is not None
+        assert self.device is not None
+        if self._interrupt is None:
+            return None  # no driver has ever looked at it
         failure: VmmError | None = None
         self._activate_on_resume = False
         if self._active:
@@ -305,9 +312,8 @@ class VirtioMmio:
 
     def _read_queue_size_max(self) -> int:
         assert self.device is not None
-        if self._queue_sel >= len(self._queues):
-            return 0
-        return self.device.queue_sizes[self._queue_sel]
+        sizes = self.device.queue_sizes
+        return sizes[self._queue_sel] if self._queue_sel < len(sizes) else 0
 
     def _read_queue_ready(self) -> int:
         queue = self._selected()

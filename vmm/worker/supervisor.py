@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     class Kind(Protocol):
         """How the workers of one device come to be. All raise StratovirtError."""
 
-        def open(self, drained: bool) -> Any:
-            """What the next incarnation needs. Runs on a thread, may wait; `drained`: the
-            living one will have finished when the next one starts."""
+        def open(self, drained: bool, limit: float | None = None) -> Any:
+            """What the next incarnation needs. Runs on a thread, may wait, at most `limit`
+            seconds; `drained`: the living one will have finished when the next one starts."""
 
         def discard(self, opened: Any) -> None:
             """It won't be needed."""
@@ -109,14 +109,17 @@ class Supervisor:
             lambda: self.lost(device, text))
         self._adopt(ward)
 
-    def forget(self, device: Device) -> None:
-        """The device goes: what happens to its worker from now on is expected."""
-        ward = self._wards.pop(device.id, None)
-        device.device.on_lost = None
+    def release(self, device: Device) -> bool:
+        """The device goes: what happens to its worker from now on is expected. False: not now,
+        something happens with it that has to end first."""
+        ward = self._wards.get(device.id)
+        if ward is not None and ward.state not in (SERVING, GIVEN_UP):
+            return False
+        self._wards.pop(device.id, None)
+        device.device.on_lost = _expected
         if device.worker is not None:
             device.worker.on_end = None
-        if ward is not None:
-            ward.state = GIVEN_UP
+        return True
 
     def _adopt(self, ward: Ward) -> None:
         worker = ward.device.worker
@@ -316,3 +319,7 @@ class Supervisor:
                 done(None)
 
         self._vm.off_loop(work, finish)
+
+
+def _expected(text: str) -> None:
+    """What a device calls that nobody looks after now, but will again: it waits."""

@@ -8,6 +8,7 @@ EVENTS: dict[str, dict[str, str]] = {
     "STOP": {},
     "RESUME": {},
     "POWERDOWN": {},
+    "DEVICE_DELETED": {"device": "str", "path": "str"},
     "BLOCK_IO_ERROR": {"device": "str", "node-name?": "str", "operation": "IoOperationType",
                        "action": "BlockErrorAction", "nospace": "bool", "reason": "str"},
     "WORKER_CRASHED": {"device": "str", "pid": "int", "reason": "str"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import threading
@@ -88,10 +89,12 @@ class Harness:
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[Harness]:
+    gc.collect()  # what earlier tests left to the collector
     before = len(os.listdir("/proc/self/fd"))
     harness = Harness(tmp_path)
     yield harness
     harness.close()
+    gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before, "a descriptor leaked"
 
 

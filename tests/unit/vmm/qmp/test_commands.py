@@ -31,7 +31,8 @@ query-command-line-options query-migrate-capabilities device-list-properties qom
 ISSUE_COMMANDS = _OF_THE_ISSUE.split()
 LIBVIRT_COMMANDS = _OF_LIBVIRT.split()
 NOT_ALONE = ("quit", "getfd", "closefd", "cont", "stop", "system_reset", "system_powerdown",
-             "block_resize")
+             "block_resize", "blockdev-add", "blockdev-del", "device_add", "device_del",
+             "worker-restart")
 ARGUMENTS = {"qom-list": {"path": "/machine"}, "qom-list-properties": {"typename": "x"},
              "device-list-properties": {"typename": "x"}}
 TABLE = registry.load()

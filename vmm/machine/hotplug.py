@@ -1,0 +1,303 @@
+"""Disks come and go while the VM lives: into the slots of a microVM, and out of them.
+
+One thing happens at a time (`_queue`), whoever asked for it; what waits does so off the main
+loop.  A slot's device never goes: its back end is replaced (vmm/devices/vhost_user.py), its
+config space changes, the guest gets an interrupt.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from shared import log
+from shared.errors import StratovirtError
+from vmm.block.image import open_image
+from vmm.block.worker import BlockWorkers
+from vmm.errors import BackendError, ConfigError, DeviceError, StateError
+from vmm.machine.machine import BlockNode, Device
+from vmm.machine.slots import BLOCK_SLOTS, Slot, empty_name
+from vmm.worker.null import NullBackend
+
+TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vmm.block.image import Image
+    from vmm.config.model import DriveConfig
+    from vmm.machine.machine import Machine
+    from vmm.vm import Vm
+    from vmm.worker.process import WorkerProcess
+
+    Done = Callable[[Exception | None], None]
+
+# Seconds for a worker to come up, for a slot's rings to drain.
+PLUG_LIMIT = 10.0
+DRAIN_LIMIT = 10.0
+# ... for the I/O of a worker that had to be killed to end.
+DEAD_LIMIT = 20.0
+MAX_NODES = 64
+
+
+class Hotplug:
+    """Plugging and unplugging on one VM; made when the first one is asked for. Main loop only;
+    every `done(error)` is called there."""
+
+    def __init__(self, vm: Vm, machine: Machine, null: NullBackend) -> None:
+        self._vm = vm
+        self._machine = machine
+        self._null = null
+        self._queue: list[tuple[Callable[[Done], None], Done]] = []
+
+    # ---- one at a time ---------------------------------------------------------------------
+
+    def _enqueue(self, action: Callable[[Done], None], done: Done) -> None:
+        self._queue.append((action, done))
+        if len(self._queue) == 1:
+            self._run_next()
+
+    def _run_next(self) -> None:
+        action, done = self._queue[0]
+
+        def finish(error: Exception | None) -> None:
+            self._queue.pop(0)
+            done(error)
+            if self._queue:
+                self._run_next()
+
+        try:
+            if self._vm.run_state not in ("prelaunch", "running", "paused"):
+                raise StateError(f"The VM is {self._vm.run_state}", "it can't be changed now")
+            action(finish)
+        except StratovirtError as error:
+            finish(error)
+
+    # ---- back ends -------------------------------------------------------------------------
+
+    def add_node(self, drive: DriveConfig, done: Done) -> None:
+        """`blockdev-add`: open and lock an image."""
+        self._enqueue(lambda finish: self._add_node(drive, finish), done)
+
+    def _add_node(self, drive: DriveConfig, done: Done) -> None:
+        blocks = self._machine.blocks
+        if drive.id in blocks:
+            raise ConfigError(f"{drive.id} is already registered.", "query-block lists them all")
+        if len(blocks) >= MAX_NODES:
+            raise ConfigError(f"There are {MAX_NODES} block back ends already",
+                              "remove one: blockdev-del")
+        others = [node.image for node in blocks.values()]
+        opened: list[Image] = []
+
+        def finish(error: Exception | None) -> None:
+            if error is None:
+                blocks[drive.id] = BlockNode(drive, opened[0])
+            done(error)
+
+        self._vm.off_loop(lambda: opened.append(open_image(drive, others=others)), finish)
+
+    def delete_node(self, name: str, done: Done) -> None:
+        """`blockdev-del`: close an image that no device uses."""
+        self._enqueue(lambda finish: self._delete_node(name, finish), done)
+
+    def _delete_node(self, name: str, done: Done) -> None:
+        node = self._machine.blocks.get(name)
+        if node is None:
+            raise ConfigError(f"Drive {name} not found", "query-named-block-nodes lists them")
+        if node.device_id is not None:
+            raise ConfigError(f"Drive {name} is in use by the device '{node.device_id}'",
+                              "remove the device first: device_del")
+        node.image.close()
+        del self._machine.blocks[name]
+        done(None)
+
+    # ---- plugging --------------------------------------------------------------------------
+
+    def add_disk(self, name: str, driver: str, number: int, drive: str,
+                 options: Mapping[str, str], done: Done) -> None:
+        """`device_add`: a worker serves the back end `drive` in slot `number`."""
+        self._enqueue(lambda finish: self._add_disk(name, driver, number, drive, options, finish),
+                      done)
+
+    def _add_disk(self, name: str, driver: str, number: int, drive: str,
+                  options: Mapping[str, str], done: Done) -> None:
+        node = self._machine.blocks.get(drive)
+        if node is None:
+            raise DeviceError(f"Failed to find device configuration: there is no drive '{drive}'",
+                              "add it first: blockdev-add")
+        if not 0 <= number < BLOCK_SLOTS:
+            raise DeviceError(f"A maximum of block {BLOCK_SLOTS} replaceable devices are "
+                              f"supported: there is no slot {number}",
+                              f"use 0 to {BLOCK_SLOTS - 1}")
+        if name in self._machine.devices:
+            raise DeviceError(f"The device '{name}' exists already", "choose another id")
+        if node.device_id is not None:
+            raise DeviceError(f"The drive '{drive}' already serves the device "
+                              f"'{node.device_id}'", "give each device its own drive")
+        slot = self._machine.slots[number]
+        if slot.occupant is not None:
+            raise DeviceError(f"The slot {number} is occupied already by '{slot.occupant.id}'.",
+                              "choose another one, or remove that device")
+        node.device_id = name
+        self._plug(slot, node, name, driver, options, done)
+
+    def _plug(self, slot: Slot, node: BlockNode, name: str, driver: str,
+              options: Mapping[str, str], done: Done) -> None:
+        shape = {**options, "num-queues": str(len(slot.device.queue_sizes)),
+                 "queue-size": str(max(slot.device.queue_sizes))}
+        kind = BlockWorkers(self._vm.nursery(), node, name, shape, slot=True)
+
+        def failed(error: Exception, worker: WorkerProcess | None = None) -> None:
+            node.device_id = None
+            if worker is not None:
+                worker.kill()
+                if worker.reason:
+                    error = DeviceError(f"{error}; the worker says: {worker.reason}")
+            self._back_to_null(slot, lambda _: done(error))
+
+        def spawn(error: Exception | None) -> None:
+            if error is not None:
+                failed(error)
+                return
+            try:
+                worker = kind.spawn(opened[0])
+            except StratovirtError as caught:
+                failed(caught)
+                return
+            self._vm.off_loop(lambda: self._connect(slot, worker),
+                              lambda error: connected(error, worker))
+
+        def connected(error: Exception | None, worker: WorkerProcess) -> None:
+            if error is not None:
+                failed(error, worker)
+                return
+            self._null.release(slot.device)
+            device = Device(name, driver, slot.number, slot.device, slot.transport, worker, kind)
+            slot.occupant = device
+            self._machine.devices[name] = device
+            self._vm.supervisor.watch(device)
+            if node.config.readonly:
+                log.warning(f"Device {name} is read-only: a driver that is up learns it when it "
+                            "probes the next time, and gets errors for writes until then")
+            self._show(slot, lambda: slot.device.show_disk(node.config.readonly), done)
+
+        opened: list[int] = []
+        self._vm.off_loop(lambda: opened.append(kind.open(False, PLUG_LIMIT)), spawn)
+
+    @staticmethod
+    def _connect(slot: Slot, worker: WorkerProcess) -> None:
+        deadline = time.monotonic() + PLUG_LIMIT
+        if not worker.wait_started(deadline):
+            raise DeviceError(f"{slot.device.id}: failed to update config: the worker did not "
+                              "start", worker.reason or "look at the log")
+        slot.device.replace_backend(worker.take_socket(), deadline, drain=True)
+
+    def _show(self, slot: Slot, change: Callable[[], None], done: Done) -> None:
+        """Change what the config space says, and tell the guest."""
+        def work() -> None:
+            change()
+            slot.device.prefetch_config()
+
+        def finish(error: Exception | None) -> None:
+            if error is not None:  # the supervisor deals with it; the driver will ask again
+                log.warning(str(error))
+            slot.device.on_config_change()
+            done(None)
+
+        self._vm.off_loop(work, finish)
+
+    # ---- unplugging ------------------------------------------------------------------------
+
+    def delete_device(self, name: str, done: Done) -> None:
+        """`device_del`: drain, let the null back end take over, end the worker, close the image.
+
+        DEVICE_DELETED just before `done`.
+        """
+        self._enqueue(lambda finish: self._delete_device(name, finish), done)
+
+    def _delete_device(self, name: str, done: Done) -> None:
+        device = self._machine.devices.get(name)
+        slot = next((s for s in self._machine.slots if s.occupant is device), None)
+        if device is None or slot is None:
+            raise DeviceError(f"Device {name} not found", "query-block lists the disks")
+        if not slot.replaceable or device.worker is None:
+            raise DeviceError(f"Device {name} can't be unplugged: its back end is not ours",
+                              "end that back end, the guest then sees that the device failed")
+        if not self._vm.supervisor.release(device):
+            raise StateError(f"The worker of {name} is being replaced", "try again soon")
+
+        def drained(error: Exception | None) -> None:
+            if error is None:
+                self._gone(slot, device, done)
+            else:
+                log.warning(f"Device {name} is unplugged from a worker that hangs: {error}")
+                self._evict(slot, device, lambda _: self._gone(slot, device, done))
+
+        self._replace_by_null(slot, drained, drain=True)
+
+    def _replace_by_null(self, slot: Slot, done: Done, drain: bool) -> None:
+        """What a driver has started must go on; what none has started needs nobody."""
+        device = slot.device
+        deadline = time.monotonic() + DRAIN_LIMIT
+        fds: list[int] = []
+
+        def work() -> None:
+            try:
+                device.detach(deadline)
+            except BackendError:
+                device.replace_backend(fds.pop(), deadline, drain)
+
+        def finish(error: Exception | None) -> None:
+            if fds:  # it was not needed: the null worker sees it closed
+                os.close(fds.pop())
+                self._null.release(device)
+            done(error)
+
+        if device.is_in_use():
+            fds.append(self._null.connect(device))
+        self._vm.off_loop(work, finish)
+
+    def _evict(self, slot: Slot, device: Device, done: Done) -> None:
+        """Its worker hangs: kill it, wait until its I/O has ended, have the null back end
+        answer for what is still in flight."""
+        worker, kind = device.worker, device.kind
+        assert worker is not None and kind is not None
+        worker.kill()
+
+        def work() -> None:
+            slot.device.lost("it was killed")
+            kind.discard(kind.open(False, DEAD_LIMIT))
+
+        self._vm.off_loop(work, lambda _: self._back_to_null(slot, done))
+
+    def _back_to_null(self, slot: Slot, done: Done) -> None:
+        if slot.device.is_in_use() and slot.device.is_without_backend():
+            self._null.attach(slot.device, done)
+        else:
+            done(None)
+
+    def _gone(self, slot: Slot, device: Device, done: Done) -> None:
+        if device.worker is not None:
+            device.worker.kill()
+        slot.occupant = None
+        slot.device.rename(empty_name(slot.number))
+        slot.device.show_empty()
+        del self._machine.devices[device.id]
+        for name, node in list(self._machine.blocks.items()):
+            if node.device_id == device.id:
+                node.image.close()
+                del self._machine.blocks[name]
+        self._vm.nursery().pages.drop(device.id)
+        slot.device.on_config_change()
+        self._vm.events.emit("DEVICE_DELETED", {"device": device.id, "path": device.id})
+        done(None)
+
+    # ---- slots without a disk --------------------------------------------------------------
+
+    def needed(self, slot: Slot) -> None:
+        """A driver started an empty slot."""
+        self._enqueue(lambda finish: self._back_to_null(slot, finish), _log_failure)
+
+
+def _log_failure(error: Exception | None) -> None:
+    if error is not None:
+        log.error(f"An empty slot has no back end: {error}")

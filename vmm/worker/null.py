@@ -1,0 +1,124 @@
+"""The core's side of the null back end: one worker, made when a driver starts an empty slot."""
+
+from __future__ import annotations
+
+import _socket
+import time
+
+from shared import log
+from shared.errors import SharedError
+from vmm.errors import WorkerSpawnError
+
+TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.devices.vhost_user import VhostUserDevice
+    from vmm.vm import Vm
+    from vmm.worker.process import WorkerProcess
+
+    Done = Callable[[Exception | None], None]
+
+NAME = "#null"  # no user's id: those are printable names without '#'
+CONNECT_LIMIT = 10.0
+# After so many deaths (one comes back in a minute) the slots are left without an answer.
+BUDGET = 20.0
+BUDGET_RATE = 1 / 60
+
+
+class NullBackend:
+    """Serves devices that have no worker. Main loop only."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._worker: WorkerProcess | None = None
+        self._served: list[VhostUserDevice] = []
+        self._budget = BUDGET
+        self._refilled = time.monotonic()
+
+    @property
+    def worker(self) -> WorkerProcess | None:
+        """The process, once there is one."""
+        return self._worker
+
+    def connect(self, device: VhostUserDevice) -> int:
+        """A connection for this device, which can be given messages at once.
+
+        :raises WorkerSpawnError: the worker can't be had.
+        """
+        worker = self._living()
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX,
+                                          _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            worker.orders.send("serve", _complain, [theirs.fileno()],
+                               queues=len(device.queue_sizes),
+                               **{"queue-size": max(device.queue_sizes)})
+        except SharedError as error:
+            ours.close()
+            raise WorkerSpawnError(f"The null worker can't be reached: {error}") from error
+        finally:
+            theirs.close()
+        if device not in self._served:
+            self._served.append(device)
+        return ours.detach()
+
+    def attach(self, device: VhostUserDevice, done: Done) -> None:
+        """Have it serve a device whose back end is gone, or never was.
+
+        `done(error)` is called on the main loop.
+        """
+        try:
+            fd = self.connect(device)
+        except WorkerSpawnError as error:
+            done(error)
+            return
+        self._vm.off_loop(lambda: device.replace_backend(fd, time.monotonic() + CONNECT_LIMIT,
+                                                         drain=False), done)
+
+    def release(self, device: VhostUserDevice) -> None:
+        """Somebody else serves the device now."""
+        if device in self._served:
+            self._served.remove(device)
+
+    def _living(self) -> WorkerProcess:
+        if self._worker is None or self._worker.state == "dead":
+            nursery = self._vm.nursery()
+            worker = nursery.spawn("null", NAME, {}, {})
+            worker.on_end = self._ended
+            if self._worker is not None:
+                worker.restarts = self._worker.restarts + 1
+            self._worker = worker
+        return self._worker
+
+    def _ended(self, reason: str) -> None:
+        """It died: somebody must go on answering."""
+        if self._vm.run_state == "shutdown":
+            return
+        now = time.monotonic()
+        self._budget = min(BUDGET, self._budget + BUDGET_RATE * (now - self._refilled)) - 1
+        self._refilled = now
+        served, self._served = self._served, []
+        for device in served:
+            if self._budget < 0:
+                device.on_failure("the null worker dies again and again")
+            elif device.is_in_use():
+                self.attach(device, _log_failure)
+            else:
+                self._let_go(device)
+
+    def _let_go(self, device: VhostUserDevice) -> None:
+        def finish(error: Exception | None) -> None:
+            if error is not None:  # a driver started it meanwhile
+                self.attach(device, _log_failure)
+
+        self._vm.off_loop(lambda: device.detach(time.monotonic() + CONNECT_LIMIT), finish)
+
+
+def _complain(problem: str) -> None:
+    if problem:
+        log.error(f"The null worker does not serve a slot: {problem}")
+
+
+def _log_failure(error: Exception | None) -> None:
+    if error is not None:
+        log.error(f"An empty slot has no back end: {error}")
