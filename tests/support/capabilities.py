@@ -69,6 +69,12 @@ def _hugepages() -> str:
     return "" if os.access(free, os.W_OK) else "huge pages can't be reserved"
 
 
+def _slow_disk() -> str:
+    from tests.support import slow_disk
+
+    return slow_disk.missing()
+
+
 def _asan() -> str:
     done = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True,
                           check=False)
@@ -87,6 +93,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "qemu-storage-daemon": _program("qemu-storage-daemon"),
     "lab": _lab,
     "hugepages": _hugepages,
+    "slow_disk": _slow_disk,
     "gcc": _program("gcc"),
     "asan": _asan,
     "iasl": _program("iasl"),
