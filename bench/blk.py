@@ -56,14 +56,14 @@ def options(case: Case, seconds: float, segment: int = 0) -> list[str]:
     return [*line, "--segment", str(segment)] if segment and case.block > segment else line
 
 
-def pair(case: Case, image: Path, number: int, seconds: float = SECONDS, segment: int = 0
-         ) -> dict[str, dict[str, Any]]:
+def pair(case: Case, image: Path, number: int, seconds: float = SECONDS, segment: int = 0,
+         size: int = IMAGE_SIZE) -> dict[str, dict[str, Any]]:
     """One round: both rivals from the same state of image and cache, the first one in turn."""
     order = ["worker", "daemon"] if number % 2 == 0 else ["daemon", "worker"]
     found = {}
     # At depth 1 most of the time would be that of CPUs that fall asleep and are woken.
     for rival in order:
-        backends.prepare(image, IMAGE_SIZE, cached=not case.direct)
+        backends.prepare(image, size, cached=not case.direct)
         with backends.awake() if case.depth == 1 else contextlib.nullcontext():
             found[rival] = backends.run(rival, image, case.direct,
                                         *options(case, seconds, segment), pinned=case.depth == 1)

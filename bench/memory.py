@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 PAGE = os.sysconf("SC_PAGE_SIZE")
 RAM = vmms.MEMORY_MIB << 20
 PRESENT, FRAME = 1 << 63, (1 << 55) - 1
+LIMIT = 20.0   # seconds for the guest to say something
 SETTLE = 1.0  # seconds after the guest is ready
 
 
@@ -87,18 +89,24 @@ def figures(pids: Sequence[int]) -> Figures:
     return Figures(len(frames) * PAGE / (1 << 20), pss / 1024, dirty / 1024, len(pids))
 
 
+def _wait_ready(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdout is not None
+    output = b""
+    while b"ready" not in output:
+        ready, _, _ = select.select([process.stdout], [], [], LIMIT)
+        said = os.read(process.stdout.fileno(), 4096) if ready else b""
+        if not said:
+            raise BenchError(f"the guest isn't ready after {LIMIT:.0f} s; it said {output!r}")
+        output += said
+
+
 def measure(rival: str, folder: Path, disk: Path) -> Figures:
     """Start a VM, wait until its guest is idle, look."""
     command = vmms.RIVALS[rival](folder, guest("guest.elf"), disk)
     with subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as process:
         try:
-            assert process.stdout is not None and process.stderr is not None
-            for line in process.stdout:
-                if line.strip() == b"ready":
-                    break
-            else:
-                raise BenchError(f"{rival}: {process.stderr.read().decode()[-500:]}")
+            _wait_ready(process)
             time.sleep(SETTLE)
             return figures(family(process.pid))
         finally:
