@@ -24,8 +24,8 @@ import select
 import time
 
 from shared import log
-from shared.errors import SharedError
-from shared.vhost_user.errors import ConnectionLostError, PeerRefusedError, TimedOutError
+from shared.vhost_user.errors import ConnectionLostError
+from vmm.devices.vhost_guard import Guarded, Held
 from vmm.devices.vhost_session import Session
 from vmm.devices.virtio_device import QueueConfig, VirtioDevice
 from vmm.errors import BackendError
@@ -125,7 +125,7 @@ class VhostUserDevice(VirtioDevice):
 
         :raises BackendError: the back end refused, failed or is too slow.
         """
-        with _Held(self, REQUEST_LIMIT):
+        with Held(self, REQUEST_LIMIT):
             if self._goal != IDLE or self.state == CLOSED:
                 raise BackendError(f"The {self._peer} is already started", "reset the device")
             self._goal = RUNNING
@@ -150,7 +150,7 @@ class VhostUserDevice(VirtioDevice):
             if self.state in (RUNNING, PAUSED):
                 session = self._current()
                 self._stop(session, deadline)
-                with _Guarded(self):
+                with Guarded(self):
                     session.reset(deadline)
                 self.state = IDLE
             # A dead foreign back end touches nothing; one that hangs was cut off, as far as we
@@ -189,7 +189,7 @@ class VhostUserDevice(VirtioDevice):
 
         :raises BackendError: the back end failed now.
         """
-        with _Held(self, REQUEST_LIMIT):
+        with Held(self, REQUEST_LIMIT):
             if self._goal != PAUSED:
                 return
             if self.state == BROKEN:
@@ -248,7 +248,7 @@ class VhostUserDevice(VirtioDevice):
             no use (the device is broken then).
         """
         try:
-            with _Held(self, deadline - time.monotonic()):
+            with Held(self, deadline - time.monotonic()):
                 if self.state == CLOSED:
                     raise self._broken_error()
                 if drain and self.state in (RUNNING, PAUSED):
@@ -293,7 +293,7 @@ class VhostUserDevice(VirtioDevice):
 
         :raises BackendError: a driver uses it.
         """
-        with _Held(self, deadline - time.monotonic()):
+        with Held(self, deadline - time.monotonic()):
             if self._goal != IDLE:
                 raise BackendError(f"The {self._peer} is in use", "drain it first")
             if self.state != CLOSED:
@@ -328,7 +328,7 @@ class VhostUserDevice(VirtioDevice):
             if not session.has_config:
                 raise BackendError(f"The {self._peer} has no config space",
                                    "this device needs one with protocol feature CONFIG")
-            with _Guarded(self):
+            with Guarded(self):
                 return session.get_config(offset, size)
 
         return self._exchange(REQUEST_LIMIT, action)
@@ -337,7 +337,7 @@ class VhostUserDevice(VirtioDevice):
         """SET_CONFIG."""
         def action(session: Session) -> int:
             if session.has_config:
-                with _Guarded(self):
+                with Guarded(self):
                     session.set_config(offset, data)
             return 0
 
@@ -372,7 +372,7 @@ class VhostUserDevice(VirtioDevice):
         while True:
             if self._is_recovering() and self._session is not None:
                 self._wait_recovered(deadline)
-            with _Held(self, deadline - time.monotonic()):
+            with Held(self, deadline - time.monotonic()):
                 try:
                     action(deadline)
                     return
@@ -386,7 +386,7 @@ class VhostUserDevice(VirtioDevice):
         while True:
             if self._is_recovering():
                 self._wait_recovered(deadline)
-            with _Held(self, limit):
+            with Held(self, limit):
                 try:
                     return action(self._ready())
                 except BackendError:
@@ -405,7 +405,7 @@ class VhostUserDevice(VirtioDevice):
             raise self._broken_error()
         session = self._current()
         if self.state == NEW:
-            with _Guarded(self):
+            with Guarded(self):
                 session.greet(self._announced_queues())
             self.state = IDLE
         return session
@@ -417,7 +417,7 @@ class VhostUserDevice(VirtioDevice):
     def _start(self, session: Session) -> None:
         """Set everything up, start the rings, kick and call each once."""
         self.state = PAUSED
-        with _Guarded(self):
+        with Guarded(self):
             self._inflight = session.start(self._features, self._queues, self._bases,
                                            self._inflight, len(self.queue_sizes))
         self.state = RUNNING
@@ -428,7 +428,7 @@ class VhostUserDevice(VirtioDevice):
             session.quiesce(self._queues, deadline)
         if self.state == RUNNING or session.stop_pending:
             self.state = PAUSED
-            with _Guarded(self):
+            with Guarded(self):
                 session.stop(self._queues, self._bases, deadline)
         session.drain(self._queues, self._bases, deadline)
 
@@ -474,50 +474,6 @@ class VhostUserDevice(VirtioDevice):
         except BlockingIOError:
             return
         self.on_failure(f"The {self._peer} can't serve a queue any more; look at its log")
-
-
-class _Held:
-    """`with`: the device's lock, waited for with a limit in seconds."""
-
-    __slots__ = ("_device", "_limit")
-
-    def __init__(self, device: VhostUserDevice, limit: float) -> None:
-        self._device = device
-        self._limit = limit
-
-    def __enter__(self) -> None:
-        if not self._device._lock.acquire(True, max(0.0, self._limit)):
-            raise BackendError(f"The {self._device._peer} keeps another request waiting",
-                               "it hangs or is overloaded")
-
-    def __exit__(self, *exc: object) -> None:
-        self._device._lock.release()
-
-
-class _Guarded:
-    """`with`: errors of the exchange inside come out as BackendError.
-
-    They break the device, unless the connection is still good: a refusal, or a timeout with no
-    message cut.
-    """
-
-    __slots__ = ("_device",)
-
-    def __init__(self, device: VhostUserDevice) -> None:
-        self._device = device
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        device = self._device
-        if isinstance(error, BackendError):
-            device._break(error)
-        elif isinstance(error, (SharedError, OSError)):
-            mild = isinstance(error, (PeerRefusedError, TimedOutError))
-            if not mild or device._current().broken or device.state == NEW:
-                device._break(error)
-            raise BackendError(f"Device {device.id}: {error}") from error
 
 
 def connect_backend(config: ChardevConfig) -> int:
