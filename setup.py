@@ -37,6 +37,9 @@ class BuildWithBundle(build_ext):
     def run(self) -> None:
         """Do it after what setuptools does."""
         super().run()
+        folder = Path("." if self.inplace else self.build_lib)
+        subprocess.run([sys.executable, "native/build.py", "--out", str(folder), "keeper"],
+                       check=True)
         if not self.inplace:
             subprocess.run([sys.executable, "native/bundle.py", "--unchecked", self.build_lib],
                            check=True)

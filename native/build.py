@@ -16,6 +16,8 @@ split by who may link them: a worker can't even link KVM code.
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -89,16 +91,32 @@ def ffi_sandbox() -> FFI:
     return builder("sandbox")
 
 
+def build_keeper(target: Path) -> None:
+    """Compile the program that starts nurseries for a confined core (native/keeper/)."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f"{target.name}.{os.getpid()}")
+    subprocess.run(["cc", *WARNINGS, *RELEASE, "-D_GNU_SOURCE", "-Wl,-z,relro,-z,now", "-pie",
+                    "-fPIE", "-o", str(fresh), str(ROOT / "keeper/keeper.c")], check=True)
+    fresh.rename(target)
+
+
 def main(arguments: list[str]) -> int:
-    """Build the named modules (all by default) into --out (default: beside the sources)."""
+    """Build the named modules (all by default) into --out (default: beside the sources).
+
+    "keeper" is a name as well: of a program.
+    """
     sanitize = "--sanitize" in arguments
     out = ROOT.parent
     if "--out" in arguments:
         at = arguments.index("--out")
         out = Path(arguments[at + 1]).resolve()
         del arguments[at:at + 2]
-    names = [a for a in arguments if not a.startswith("--")] or list(MODULES)
+    names = [a for a in arguments if not a.startswith("--")] or [*MODULES, "keeper"]
     for name in names:
+        if name == "keeper":
+            build_keeper(out / "native" / "_keeper")
+            print(f"built {out / 'native' / '_keeper'}")
+            continue
         ffi = builder(name, sanitize, f"{ROOT.parent}/")
         # The C file and the objects go to the build folder, the module beside the package.
         work = ROOT.parent / "build" / ("asan" if sanitize else "release") / name

@@ -15,6 +15,10 @@ import time
 
 from shared.errors import SharedError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 PATH_LIMIT = 107  # sockaddr_un.sun_path without its NUL
 LOCK_LIMIT = 1.0  # seconds; two starts need milliseconds
 _BACKLOG = 16
@@ -23,6 +27,14 @@ _FLAGS = _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
 
 class AddressError(SharedError):
     """An address that can't be listened on."""
+
+
+def _ignore(path: str) -> None:
+    pass
+
+
+# Called with the absolute path of each socket that gets a name.
+on_name: Callable[[str], None] = _ignore
 
 
 class UnixListener:
@@ -81,7 +93,9 @@ def listen_unix(path: str, mode: int = 0o600) -> UnixListener:
     finally:
         if folder >= 0:
             os.close(folder)
-    return UnixListener(sock, path)
+    listener = UnixListener(sock, path)
+    on_name(listener.path)
+    return listener
 
 
 def _identity(path: str) -> tuple[int, int] | None:

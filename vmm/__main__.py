@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 # Seconds after which a thread that wants the GIL gets it: a vCPU whose exit Python serves
 # competes with the main thread (ARCHITECTURE.md, "Exits").
 SWITCH_INTERVAL = 0.0002
+# Seconds after the guest's start at which this thread confines itself, which takes some
+# milliseconds: until then there is more urgent work.
+CONFINE_DELAY = 0.05
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one VM to its end; the return value is the exit status (0 orderly, 1 refused)."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     signal(SIGINT, SIG_DFL)  # until the VM is there it just ends us, without a trace
-    _own_standard_descriptors()
+    _own_descriptors()
     try:
         config = cli.parse(sys.argv[1:] if arguments is None else arguments)
     except cli.Answer as answer:  # -help, -version, -sandbox help
@@ -66,13 +69,20 @@ def main(arguments: list[str] | None = None) -> int:
         cleanup.run()
 
 
-def _own_standard_descriptors() -> None:
-    """Nothing that we open may become standard input, output or error."""
+def _own_descriptors() -> None:
+    """Nothing that we open becomes standard input, output or error; nothing that whoever
+    started us left open reaches the processes that we start."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
             os.open("/dev/null", os.O_RDWR)  # gets this number, the lowest that is free
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            try:
+                os.set_inheritable(int(name), False)
+            except OSError:
+                pass  # the one that listed them
 
 
 def _answer(text: str) -> int:
@@ -118,7 +128,10 @@ def _start(config: VmConfig, cleanup: Cleanup) -> Vm:
     for number in (SIGTERM, SIGINT, SIGHUP):
         signal(number, lambda number, frame: loop.call_soon(lambda: vm.host_signal(number)))
     if nursery is not None:
+        from shared import unix_socket
+
         nursery.on_io_error = vm.io_error
+        unix_socket.on_name = nursery.remember
     machine = _build_machine(vm, nursery, cleanup) if config.machine.kind != "none" else None
     server = QmpServer(vm)
     cleanup.push(server.close)
@@ -127,17 +140,22 @@ def _start(config: VmConfig, cleanup: Cleanup) -> Vm:
         from vmm.daemonize import write_pidfile
 
         cleanup.push(write_pidfile(config.pidfile))
+        if nursery is not None:
+            nursery.remember(os.path.abspath(config.pidfile))
     vm.start(machine)
+    loop.call_later(CONFINE_DELAY, lambda: _confine(config, nursery))
     return vm
+
+
+def _confine(config: VmConfig, nursery: Nursery | None) -> None:
+    from vmm.confinement import confine_main
+
+    confine_main(config.sandbox, nursery)
 
 
 def _start_nursery(config: VmConfig, loop: EventLoop, cleanup: Cleanup) -> Nursery | None:
     """The nursery comes before anything is opened, so that it can inherit nothing."""
-    if config.machine.kind == "none":
-        return None
-    from vmm.machine.microvm import needs_workers
-
-    if not needs_workers(config):
+    if config.machine.kind != "microvm":
         return None
     from vmm.worker.nursery import Nursery
 

@@ -52,11 +52,14 @@ class VcpuThread:
     :param on_exit: called on this thread as `on_exit(kind, vcpu)` when the guest ended or
         failed (EXIT_SHUTDOWN, RESET, POWEROFF, INTERNAL_ERROR, UNKNOWN); `vcpu.report` then
         tells more about the last two.  The thread parks; `resume` makes it run again.
+    :param confine: called on the thread before it runs the guest (vmm/confinement.py).
     """
 
     def __init__(self, vcpu: Vcpu, mmio: Access, ports: Access,
-                 on_exit: Callable[[int, VcpuThread], None]) -> None:
+                 on_exit: Callable[[int, VcpuThread], None],
+                 confine: Callable[[], None] | None = None) -> None:
         self.vcpu = vcpu
+        self._confine = confine
         self.index = vcpu.index
         self.report = ""
         self._mmio = mmio
@@ -165,6 +168,8 @@ class VcpuThread:
                 self.vcpu.bind_thread()
             finally:
                 self._ready.release()
+            if self._confine is not None:
+                self._confine()
             self._serve()
         except BaseException as error:
             self._fail(error)

@@ -58,12 +58,27 @@ class Sandbox:
 current: Sandbox | None = None  # of this process; None: a test's, with nothing but the basics
 
 
-def load_filter(kind: str) -> bytes:
-    """The compiled policy of a kind of worker.
+def load_rules(kind: str) -> list[policy.Rule]:
+    """The policy of a kind of worker.
 
     :raises PolicyError: it is missing or wrong.
     """
-    return policy.compile_rules(policy.load(f"{_HERE}/{kind}/seccomp.policy"))
+    return policy.load(f"{_HERE}/{kind}/seccomp.policy")
+
+
+def load_nursery_rules() -> list[policy.Rule]:
+    """The nursery's own."""
+    return policy.load(f"{_HERE}/nursery.policy")
+
+
+def install_filter(program: bytes) -> None:
+    """For good, for this thread and what it starts.
+
+    :raises SandboxError: the kernel refuses it.
+    """
+    error = lib.sv_filter_install(program, len(program))
+    if error < 0:
+        raise SandboxError("seccomp", os.strerror(-error))
 
 
 def keep_only(fds: Iterable[int]) -> None:
@@ -100,6 +115,11 @@ def die_with_parent(channel: int = -1) -> None:
             raise StartError("The core has ended already")
 
 
+def report_deaths(fd: int, text: bool = False) -> None:
+    """Tell `fd` which signal ends this process (native/sandbox/report.c)."""
+    check(lib.sv_report_deaths(fd, text), "Can't watch for signals")
+
+
 def confine(name: str) -> tuple[str, ...]:
     """Stage 4, for good. Returns the names of the sandbox's stages in force.
 
@@ -116,11 +136,9 @@ def confine(name: str) -> tuple[str, ...]:
     die_with_parent(-1 if sandbox.text else sandbox.report_fd)
     if "io-uring" not in sandbox.off:
         held.add("io-uring")  # the data plane made no other rings
-    check(lib.sv_report_deaths(sandbox.report_fd, sandbox.text), "Can't watch for signals")
+    report_deaths(sandbox.report_fd, sandbox.text)
     if sandbox.program:
-        error = lib.sv_filter_install(sandbox.program, len(sandbox.program))
-        if error < 0:
-            raise SandboxError("seccomp", os.strerror(-error))
+        install_filter(sandbox.program)
         held.add("seccomp")
     return tuple(name for name in stages.DESCRIPTIONS if name in held)
 
@@ -139,7 +157,7 @@ def enter_alone(kind: str, off: frozenset[str]) -> None:
     :raises StratovirtError: a stage failed.
     """
     global current
-    program = b"" if "seccomp" in off else load_filter(kind)
+    program = b"" if "seccomp" in off else policy.compile_rules(load_rules(kind))
     check(lib.sv_load_late_parts(), "Can't prepare the C library")
     identity = stages.Identity(off)
     inherited = stages.execute(stages.nursery_stages(identity, off),

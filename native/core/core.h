@@ -102,6 +102,10 @@ int sv_vcpu_destroy(struct sv_vcpu *vcpu);
 // On the vCPU's own thread: before its first run, and after its last.
 int sv_vcpu_bind(struct sv_vcpu *vcpu);
 void sv_vcpu_unbind(struct sv_vcpu *vcpu);
+
+// Confine the calling thread, a vCPU's, for good: no new privileges, no `capabilities`, only the
+// system `calls` that confine.c lists (EPERM for others), if asked for.
+int sv_vcpu_confine(bool capabilities, bool calls);
 // Run until an exit that C can't serve or a kick; returns SV_EXIT_*.
 int sv_vcpu_run(struct sv_vcpu *vcpu);
 // Finish the access of the last exit without running the guest: SV_EXIT_KICKED when done, else

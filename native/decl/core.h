@@ -17,6 +17,7 @@ int sv_vcpu_create(int vm_fd, uint32_t index, int run_size, struct sv_machine *m
 int sv_vcpu_destroy(struct sv_vcpu *vcpu);
 int sv_vcpu_bind(struct sv_vcpu *vcpu);
 void sv_vcpu_unbind(struct sv_vcpu *vcpu);
+int sv_vcpu_confine(bool capabilities, bool calls);
 int sv_vcpu_run(struct sv_vcpu *vcpu);
 int sv_vcpu_finish(struct sv_vcpu *vcpu);
 void sv_vcpu_complete_read(struct sv_vcpu *vcpu, uint64_t value);

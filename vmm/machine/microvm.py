@@ -17,6 +17,7 @@ from vmm.block.image import open_image
 from vmm.block.worker import BlockWorkers
 from vmm.bus.address_space import AddressSpace
 from vmm.chardev import create_chardev
+from vmm.confinement import vcpu_confinement
 from vmm.devices.ged import GenericEventDevice
 from vmm.devices.serial import Serial
 from vmm.devices.vhost_user import connect_backend
@@ -222,7 +223,8 @@ class MicroVmBuilder:
             handle = machine.vm.create_vcpu(topology.apic_id(index))  # its KVM id is its APIC id
             handle.index = index
             setup.setup_vcpu(handle, entry, index, topology, rows)
-            machine.vcpus.append(VcpuThread(handle, self.mmio, self.ports, self.on_vcpu_end))
+            machine.vcpus.append(VcpuThread(handle, self.mmio, self.ports, self.on_vcpu_end,
+                                            vcpu_confinement(self.config.sandbox)))
         self.cleanup.push(machine.stop_vcpus)
 
 

@@ -21,8 +21,9 @@ from shared.fds import close_all
 from shared.sandbox import OFF_VARIABLE
 from shared.statistics import FOLDER
 from vmm.errors import WorkerSpawnError
+from vmm.worker.keeper import Keeper, spawn
 from vmm.worker.pages import Pages
-from vmm.worker.process import WorkerProcess
+from vmm.worker.process import WorkerProcess, describe_death
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ _CODE = """
 import sys
 sys.path[:] = sys.argv[1:]
 try:
+    from marshal import load
+    from _frozen_importlib_external import MAGIC_NUMBER
+    root = sys.path[0]
+    with open(f"{root}/workers/__pycache__/startup.{sys.implementation.cache_tag}", "rb") as file:
+        if load(file) == MAGIC_NUMBER:
+            exec(load(file), {"file": file, "root": root})
+except (OSError, EOFError, ValueError, TypeError):
+    pass  # no bundle (native/bundle.py): modules come one by one
+try:
     from workers.nursery import main
 except BaseException as error:
     import os
@@ -45,7 +55,6 @@ except BaseException as error:
     os._exit(1)
 main()
 """
-_CHANNEL_FD = 3
 _MAX_QUEUES = 32
 
 
@@ -66,8 +75,10 @@ class Nursery:
         self.main_thread = _thread.get_ident()
         self.pid = 0
         self._pidfd = -1
+        self._keeper: Keeper | None = None
         self._channel: Channel | None = None
         self._serial = 0
+        self._names: list[str] = []  # files that must not outlive us
         self._failure = ""  # what the nursery said of itself
         self._waiting: dict[int, WorkerProcess] = {}  # asked for, not answered
         self.workers: list[WorkerProcess] = []        # alive, or hoped to be
@@ -82,28 +93,22 @@ class Nursery:
         :raises WorkerSpawnError: the process can't be started.
         """
         ours, theirs = pair()
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        # posix_spawn runs these in order, in the child; each copy loses close-on-exec, and the
-        # originals keep it. The channel moves out of the way of 0 to 3 first.
-        high = 64 + max(theirs, null)
-        actions = [(os.POSIX_SPAWN_DUP2, theirs, high),
-                   *((os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)),
-                   (os.POSIX_SPAWN_DUP2, high, _CHANNEL_FD), (os.POSIX_SPAWN_CLOSE, high)]
-        argv = [sys.executable, "-I", "-S", "-c", _CODE, *(p for p in sys.path if p)]
         try:
-            # Its own session: a terminal's signals are for the core alone.
-            environment = {"LC_ALL": "C.UTF-8", OFF_VARIABLE: self._sandbox_off}
-            self.pid = os.posix_spawn(sys.executable, argv, environment,
-                                      file_actions=actions, setsid=True)
+            if self._keeper is not None:
+                self.pid = self._keeper.spawn(theirs)
+            else:
+                self.pid = spawn(sys.executable, *self._command(), theirs)
             self._pidfd = os.pidfd_open(self.pid)
         except OSError as error:
             close_all((ours,))
             raise WorkerSpawnError(f"Can't start the nursery of workers: {error.strerror}",
                                    "check the limits on processes and descriptors") from error
         finally:
-            close_all((theirs, null))
+            close_all((theirs,))
         self._channel = Channel(ours, blocking=False)
         self.loop.add(ours, select.EPOLLIN, self._on_channel)
+        for path in self._names:
+            self.remember(path)
         try:
             folder = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -112,6 +117,18 @@ class Nursery:
             self._announce_pages(self.pages.names(), [folder])
         finally:
             os.close(folder)
+
+    def _command(self) -> tuple[list[str], dict[str, str]]:
+        """Arguments and environment of a nursery."""
+        argv = [sys.executable, "-I", "-S", "-c", _CODE, *(p for p in sys.path if p)]
+        return argv, {"LC_ALL": "C.UTF-8", OFF_VARIABLE: self._sandbox_off}
+
+    def use_keeper(self) -> None:
+        """From now on a keeper starts nurseries: this process is about to lose the right.
+
+        :raises WorkerSpawnError: it can't be started.
+        """
+        self._keeper = Keeper(*self._command())
 
     def _announce_pages(self, names: list[str], folder: Sequence[int] = ()) -> None:
         """Tell the nursery what it has to remove should the core be killed, and where."""
@@ -131,7 +148,9 @@ class Nursery:
             self._lost(str(error))
             return
         serial, pid = message.get("serial"), message.get("pid")
-        if serial is None:
+        if message.get("type") == "died":
+            self._failure = describe_death(message)
+        elif serial is None:
             self._failure = str(message.get("error", ""))[:500]
         worker = self._waiting.pop(serial, None) if isinstance(serial, int) else None
         if worker is not None and isinstance(pid, int) and len(fds) == 1:
@@ -205,6 +224,34 @@ class Nursery:
         self.workers.append(worker)
         return worker
 
+    def remember(self, path: str) -> None:
+        """Have this file removed when the core is gone, however it goes.
+
+        What is there by now is meant; if nothing is, what will be. Harmless if it can't be done.
+        """
+        if path not in self._names:
+            self._names.append(path)
+        if self._channel is None:
+            return
+        message: Message = {"type": "remember", "name": os.path.basename(path)}
+        try:
+            folder = os.open(os.path.dirname(path) or ".",
+                             os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            status = os.lstat(path)
+            # Numbers of inodes are used again: the time tells.
+            message["identity"] = [status.st_dev, status.st_ino, status.st_ctime_ns]
+        except OSError:
+            pass
+        try:
+            self._channel.send(message, [folder])
+        except (ChannelClosed, CodecError) as error:
+            log.warning(f"Nobody will remove {path} if this process is killed: {error}")
+        finally:
+            os.close(folder)
+
     def forget(self, worker: WorkerProcess) -> None:
         """A worker has ended."""
         self._waiting.pop(worker.serial, None)
@@ -236,6 +283,9 @@ class Nursery:
             worker.close()
         self.pages.close()
         self._drop()
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
 
 
 def _ignore(worker: WorkerProcess, message: Message) -> None:

@@ -134,7 +134,7 @@ class WorkerProcess:
         elif kind == "io-error":
             self._nursery.on_io_error(self, message)
         elif kind == "died":
-            self.reason = _describe_death(message)
+            self.reason = describe_death(message)
 
     def _on_end(self, events: int) -> None:
         self._drain_control()
@@ -234,7 +234,7 @@ class WorkerProcess:
             os.close(self.take_socket())
 
 
-def _describe_death(message: Message) -> str:
+def describe_death(message: Message) -> str:
     """What a worker's signal handler told in its last moment (native/sandbox/report.c)."""
     number, call, address = (value if isinstance(value, int) else 0 for value in
                              (message.get(name) for name in ("signal", "call", "address")))
