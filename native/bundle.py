@@ -1,9 +1,9 @@
-"""Builds the bundle that a start loads its modules from: see bundle_loader.py.
+"""Builds the bundles that a start loads its modules from: see bundle_loader.py.
 
     python native/bundle.py [--unchecked] [ROOT]
 
-Writes ROOT/vmm/__pycache__/startup.TAG, for the interpreter that runs this; needs the native
-modules.  `--unchecked`: the
+Writes ROOT/vmm/__pycache__/startup.TAG and the same in workers/ (for the nursery), for the
+interpreter that runs this; needs the native modules.  `--unchecked`: the
 modules' times don't matter (in a wheel, whose files get the times that an installer likes).
 """
 
@@ -24,14 +24,19 @@ if TYPE_CHECKING:
     from types import CodeType, ModuleType
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = ("vmm", "shared", "native")
-# What is imported, group by group: up to the start of the nursery, up to the first instruction.
-# Their own imports come with them.
-GROUPS = (
-    ("vmm.__main__", "vmm.worker.nursery"),
-    ("vmm.machine.microvm", "vmm.qmp.events", "vmm.qmp.server", "vmm.vm", "vmm.hypervisor.kvm",
-     "vmm.chardev.local"),
-)
+PACKAGES = ("vmm", "workers", "shared", "native")
+# By the package that the file lies in: what is imported, group by group.  Their own imports come
+# with them.  The core's groups: up to the start of the nursery, up to the first instruction.
+BUNDLES = {
+    "vmm": (
+        ("vmm.__main__", "vmm.worker.nursery"),
+        ("vmm.machine.microvm", "vmm.qmp.events", "vmm.qmp.server", "vmm.vm",
+         "vmm.hypervisor.kvm", "vmm.chardev.local"),
+    ),
+    "workers": (
+        ("workers.nursery", "workers.blk.worker", "workers.null.worker"),
+    ),
+}
 
 
 class Recorder(importlib.machinery.SourceFileLoader):
@@ -114,13 +119,14 @@ def compiled(path: Path, name: str) -> CodeType:
     return code
 
 
-def build(root: Path, checked: bool) -> Path:
-    """Write the bundle of the packages in `root`; its path."""
-    sys.path[:0] = [str(root)]
-    sys.meta_path.insert(0, Finder())
+def build(root: Path, package: str, checked: bool) -> Path:
+    """Write the bundle of a package below `root`; its path."""
+    for name in list(sys.modules):
+        if name.split(".")[0] in PACKAGES and not name.startswith("native._"):
+            del sys.modules[name]
     names: dict[str, int] = {}
     blobs = []
-    for number, group in enumerate(GROUPS):
+    for number, group in enumerate(BUNDLES[package]):
         Recorder.done = []
         for module in group:
             importlib.import_module(module)
@@ -133,7 +139,7 @@ def build(root: Path, checked: bool) -> Path:
                             found.st_size, code))
             names[name] = number
         blobs.append(marshal.dumps(tuple(entries)))
-    target = root / "vmm/__pycache__" / f"startup.{sys.implementation.cache_tag}"
+    target = root / package / "__pycache__" / f"startup.{sys.implementation.cache_tag}"
     target.parent.mkdir(exist_ok=True)
     fresh = target.with_name(f"{target.name}.{os.getpid()}")
     with fresh.open("wb") as file:
@@ -144,7 +150,16 @@ def build(root: Path, checked: bool) -> Path:
     return target
 
 
+def main(arguments: list[str]) -> int:
+    """Build them all."""
+    words = [word for word in arguments if word != "--unchecked"]
+    root = Path(words[0] if words else HERE.parent).resolve()
+    sys.path[:0] = [str(root)]
+    sys.meta_path.insert(0, Finder())
+    for package in BUNDLES:
+        print(build(root, package, "--unchecked" not in arguments))
+    return 0
+
+
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "--unchecked"]
-    print(build(Path(words[0] if words else HERE.parent).resolve(),
-                "--unchecked" not in sys.argv))
+    sys.exit(main(sys.argv[1:]))

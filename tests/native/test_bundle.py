@@ -37,7 +37,7 @@ def run():
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the packages with a bundle of their own."""
     root = tmp_path_factory.mktemp("tree")
-    for name in ("vmm", "shared", "native"):
+    for name in ("vmm", "workers", "shared", "native"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(
             "__pycache__", "*.c", "*.h"))
     main = root / "vmm/__main__.py"
@@ -117,3 +117,22 @@ def test_an_error_names_the_source(command: Path, tree: Path) -> None:
         os.utime(main, ns=(before.st_atime_ns, before.st_mtime_ns))
         subprocess.run([sys.executable, tree / "native/bundle.py", tree], check=True, cwd=tree,
                        stdout=subprocess.DEVNULL)
+
+
+def test_the_nursery_has_a_bundle_of_its_own(tree: Path) -> None:
+    """What clones workers: no module of the core is in it."""
+    code = """if True:
+        import sys
+        root = sys.path[0] = sys.argv[1]
+        from marshal import load
+        with open(f"{root}/workers/__pycache__/startup.{sys.implementation.cache_tag}", "rb") as f:
+            load(f)
+            exec(load(f), {"file": f, "root": root})
+        import workers.nursery, workers.blk.worker
+        print(workers.blk.worker.__spec__.origin, "vmm" in sys.modules,
+              "Finder" in str(workers.nursery.__spec__.loader))
+    """
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    done = subprocess.run([sys.executable, "-c", code, tree], capture_output=True, text=True,
+                          env={"PYTHONPATH": site}, timeout=60, check=True)
+    assert done.stdout.split() == [str(tree / "workers/blk/worker.py"), "False", "True"]
