@@ -222,7 +222,7 @@ class Frontend:
         if inflight.mmap_size == 0:
             close_all(fds)
             return None
-        size = os.fstat(fds[0]).st_size if fds else 0
+        size = _file_size(fds[0]) if fds else 0
         if not fds or inflight.mmap_offset + inflight.mmap_size > size:
             close_all(fds)
             raise self.connection.protocol_error(
@@ -399,3 +399,15 @@ class _Locked:
 
     def __exit__(self, *exc: object) -> None:
         self._lock.release()
+
+
+def _file_size(fd: int) -> int:
+    """Bytes of a file, 0 of anything else.
+
+    Not by fstat: a vCPU's thread may not ask for the status of files (native/core/confine.c), and
+    the C library makes a newfstatat of it.
+    """
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    except OSError:
+        return 0
