@@ -151,6 +151,8 @@ class Machine:
             log.warning(str(error))
         finally:
             watchdog.stop()
+        for worker in self.nursery.workers if self.nursery is not None else ():
+            worker.stopping = True  # it ends when its connection does: that is no crash
         for slot in self.slots:
             slot.device.close()
         for vcpu in self.vcpus:

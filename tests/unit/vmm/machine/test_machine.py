@@ -9,21 +9,26 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from vmm.errors import BackendError, DeviceError
-from vmm.machine.machine import Device, Machine
+from vmm.machine.machine import Machine
+from vmm.machine.slots import Slot
 
 if TYPE_CHECKING:
-    from vmm.devices.virtio_device import VirtioDevice
+    from vmm.devices.virtio_blk import VirtioBlk
     from vmm.transport.virtio_mmio import VirtioMmio
 
 
 class FakeDevice:
     """Its own transport too. `behaviour`: "good", "hangs" till aborted, "slow", "broken"."""
 
-    def __init__(self, behaviour: str) -> None:
+    def __init__(self, id: str, behaviour: str) -> None:
+        self.id = id
         self.behaviour = behaviour
         self.aborted = threading.Event()
         self.closed = self.paused = False
         self.time_left = 0.0
+
+    def is_in_use(self) -> bool:
+        return True
 
     def pause(self, deadline: float) -> None:
         self.time_left = deadline - time.monotonic()
@@ -46,10 +51,9 @@ class FakeDevice:
 
 def make(**behaviours: str) -> tuple[Machine, dict[str, FakeDevice]]:
     machine = Machine()
-    fakes = {name: FakeDevice(behaviour) for name, behaviour in behaviours.items()}
-    for slot, (name, fake) in enumerate(fakes.items()):
-        machine.devices[name] = Device(name, "virtio-blk-device", slot,
-                                       cast("VirtioDevice", fake), cast("VirtioMmio", fake), None)
+    fakes = {name: FakeDevice(name, behaviour) for name, behaviour in behaviours.items()}
+    for number, fake in enumerate(fakes.values()):
+        machine.slots.append(Slot(number, cast("VirtioBlk", fake), cast("VirtioMmio", fake), True))
     return machine, fakes
 
 
