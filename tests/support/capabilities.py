@@ -95,6 +95,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "hugepages": _hugepages,
     "slow_disk": _slow_disk,
     "gcc": _program("gcc"),
+    "clang": _program("clang"),
     "asan": _asan,
     "iasl": _program("iasl"),
 }

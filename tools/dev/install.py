@@ -24,6 +24,7 @@ PACKAGES = {
     "lab": ["qemu-system-x86", "busybox-static", "e2fsprogs", "cpio", "xz-utils", "zstd", "lz4"],
     "small-kernel": ["linux-source-6.1", "make", "flex", "bison", "bc", "libelf-dev",
                      "libssl-dev", "xz-utils", "cpio"],
+    "fuzz": ["clang", "libclang-rt-14-dev"],
     "test": ["qemu-system-x86", "qemu-utils", "qemu-system-common", "procps", "util-linux",
              "acpica-tools", "git", "strace"],
 }

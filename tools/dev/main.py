@@ -21,6 +21,8 @@ usage: ./dev COMMAND [ARGUMENT]...
   test [PYTEST...]   build, lint and run every test; with arguments: those tests alone
   lint               ruff, mypy --strict, the house rules (tests/style)
   bench [NAME...]    the benchmarks of bench/, each beside a peer in the same run
+  fuzz [SECONDS]     look for more than the kept corpus knows, coverage-guided (600 s); what is
+                     found is added to it
   lab COMMAND        the nested lab by hand: prepare, run 'COMMAND', shell
   which              build the command if needed and print its path
   help               this text
@@ -54,6 +56,12 @@ def bench(arguments: list[str]) -> int:
     install.packages("lab", "test")
     command = install.command()
     return module("bench", arguments, {"STRATOVIRT": str(command)})
+
+
+def fuzz(arguments: list[str]) -> int:
+    """The fuzz targets in C, with clang."""
+    install.packages("fuzz")
+    return module("tests.fuzz.native.build", ["--keep", "--seconds", *(arguments or ["600"])])
 
 
 def lint(arguments: list[str]) -> int:
@@ -106,7 +114,8 @@ def module(name: str, arguments: list[str], extra: dict[str, str] | None = None)
                           env=environment, check=False).returncode
 
 
-COMMANDS = {"demo": demo, "test": test, "lint": lint, "bench": bench, "lab": lab, "which": which}
+COMMANDS = {"demo": demo, "test": test, "lint": lint, "bench": bench, "fuzz": fuzz,
+            "lab": lab, "which": which}
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from tests.support.tree import ROOT
 sys.path.insert(0, str(ROOT / "tools/dev"))
 import install
 
-COMMANDS = ("demo", "test", "lint", "bench", "lab", "which", "help")
+COMMANDS = ("demo", "test", "lint", "bench", "fuzz", "lab", "which", "help")
 
 
 def dev(*arguments: str) -> subprocess.CompletedProcess[str]:
