@@ -79,7 +79,7 @@ def test_nothing_old_comes_late(start_vm: Start, tmp_path: Path, lanes: int, que
             assert not [e for e in vm.qmp.events if e["event"] == "WORKER_CRASHED"]  # connected
             slow_death(vm, disk, lanes)
             restarts = [e for e in vm.qmp.events if e["event"] == "WORKER_RESTARTED"]
-            assert len(restarts) == KILLS
+            assert len(restarts) == KILLS, vm.story()
         finally:
             vm.close()
 
