@@ -1,8 +1,8 @@
 """How long it takes to plug a disk into a running microVM: request to config interrupt, spawn
 included.
 
-The reply to `device_add` leaves after the config interrupt was raised, so its time bounds both;
-after each round the guest must have counted its interrupts and read the disk.  Goal: ≤ 20 ms.
+The time ends when the guest, asked over its serial port, says that it has counted the interrupt:
+that is some tenths of a millisecond too late.  Goal: ≤ 20 ms.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bench import vmms
 from bench.report import BenchError, Goal, Report, parse, parser, show
 from tests.support.guest import guest
-from tests.support.test_vm import TestVm, VmFailure
+from tests.support.test_vm import TestVm, VmFailure, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,13 +28,16 @@ class Times:
     def __init__(self) -> None:
         self.open: list[float] = []
         self.plug: list[float] = []
+        self.interrupt: list[float] = []
         self.unplug: list[float] = []
 
 
-def _timed(vm: TestVm, times: list[float], command: str, **arguments: object) -> None:
+def _timed(vm: TestVm, times: list[float], command: str, **arguments: object) -> float:
+    """Run a QMP command; when it began."""
     began = time.perf_counter()
     vm.qmp.command(command, **arguments)
     times.append(1000 * (time.perf_counter() - began))
+    return began
 
 
 def measure(vm: TestVm, image: Path, rounds: int) -> Times:
@@ -47,9 +50,10 @@ def measure(vm: TestVm, image: Path, rounds: int) -> Times:
         _timed(vm, times.open, "blockdev-add", **{
             "node-name": "d", "file": {"driver": "file", "filename": str(image)},
             "cache": {"direct": False}})
-        _timed(vm, times.plug, "device_add", id="d", driver="virtio-blk-mmio", addr="0x1")
-        if vm.guest("blk.info 1").value("changes") <= before:
-            raise BenchError("the guest did not get its config interrupt")
+        began = _timed(vm, times.plug, "device_add", id="d", driver="virtio-blk-mmio", addr="0x1")
+        wait_until(lambda last=before: vm.guest("blk.info 1").value("changes") > last,
+                   "the config interrupt")
+        times.interrupt.append(1000 * (time.perf_counter() - began))
         if not vm.guest("blk.read 1 0 8").ok:
             raise BenchError("the guest can't read the disk")
         _timed(vm, times.unplug, "device_del", id="d")
@@ -73,8 +77,10 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     report.add(["blockdev-add", show(times.open, 2)], {"command": "blockdev-add",
                                                        "values": times.open}, times.open)
-    report.add(["device_add, config interrupt included", show(times.plug, 2)],
-               {"command": "device_add", "values": times.plug}, times.plug, Goal(20))
+    report.add(["device_add", show(times.plug, 2)],
+               {"command": "device_add", "values": times.plug}, times.plug)
+    report.add(["device_add to config interrupt", show(times.interrupt, 2)],
+               {"command": "interrupt", "values": times.interrupt}, times.interrupt, Goal(20))
     report.add(["device_del", show(times.unplug, 2)],
                {"command": "device_del", "values": times.unplug}, times.unplug)
     return report.finish(line.json)
