@@ -2,12 +2,14 @@
 
     python -m tests.fuzz.native.build [--seconds N] [--keep]
 
-With clang: coverage-guided (libFuzzer) with ASAN and UBSAN, from `tests/fuzz/corpus/rings.zip`
+With clang: coverage-guided (libFuzzer) with ASAN and UBSAN, from `tests/fuzz/corpus/rings.zip.b64`
 and the honest inputs; with `--keep` what it found is reduced to what adds coverage and put there.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import shutil
 import struct
@@ -18,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-CORPUS = ROOT / "tests/fuzz/corpus/rings.zip"
+CORPUS = ROOT / "tests/fuzz/corpus/rings.zip.b64"
 SANITIZE = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wno-unused-parameter",
          "-Wno-missing-field-initializers", f"-I{ROOT}/native"]
@@ -92,17 +94,19 @@ def kept() -> list[bytes]:
     """The corpus of the repository."""
     if not CORPUS.exists():
         return []
-    with zipfile.ZipFile(CORPUS) as archive:
+    with zipfile.ZipFile(io.BytesIO(base64.decodebytes(CORPUS.read_bytes()))) as archive:
         return [archive.read(name) for name in sorted(archive.namelist())]
 
 
 def keep(folder: Path) -> None:
     """Make the inputs in `folder` the corpus of the repository."""
     CORPUS.parent.mkdir(exist_ok=True)
-    with zipfile.ZipFile(CORPUS, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for number, path in enumerate(sorted(folder.iterdir())):
             archive.writestr(zipfile.ZipInfo(f"{number:04}"), path.read_bytes(),
                              zipfile.ZIP_DEFLATED, 9)
+    CORPUS.write_bytes(base64.encodebytes(packed.getvalue()))
 
 
 def fuzz(seconds: int, keeping: bool) -> int:
