@@ -243,13 +243,16 @@ class VhostUserDevice(VirtioDevice):
 
         :param socket_fd: connected to the new one; owned from now on, whatever happens.
         :param deadline: monotonic seconds.
-        :param drain: the last one lives: it finishes what it has taken first.
+        :param drain: the last one lives: it finishes what it has taken first.  An error, if it
+            has died with requests in flight: nobody has waited for its I/O.
         :raises BackendError: the last one could not be drained (it stays), or the new one is of
             no use (the device is broken then).
         """
         try:
             with Held(self, deadline - time.monotonic()):
                 if self.state == CLOSED:
+                    raise self._broken_error()
+                if drain and self.state == BROKEN and self._goal != IDLE:
                     raise self._broken_error()
                 if drain and self.state in (RUNNING, PAUSED):
                     self._stop(self._current(), deadline)

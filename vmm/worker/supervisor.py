@@ -285,6 +285,7 @@ class Supervisor:
             worker = ward.kind.spawn(opened)
         except StratovirtError as error:
             ward.state = SERVING
+            self._adopt(ward)
             done(error)
             return
         worker.restarts = old.restarts + 1
@@ -305,9 +306,10 @@ class Supervisor:
             elif error is not None:
                 worker.kill()
                 ward.state = SERVING
-                # Its rings are half stopped, or it has lost its connection: a worker that does
-                # not drain is replaced as one that died.
-                old.put_down(str(error))
+                if times[0]:
+                    # Its rings are half stopped, or it has lost its connection: a worker that
+                    # does not drain is replaced as one that died.
+                    old.put_down(str(error))
                 self._adopt(ward)
                 done(error)
             else:
