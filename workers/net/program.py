@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from shared.sandbox.stages import parse_option
 from workers.errors import UsageError
 from workers.program import connect, number, split
 
@@ -32,6 +33,7 @@ Serves one NIC to one vhost-user front end, then ends.
   --queue-size=N       largest queue size, a power of two, 2 to 1024 (256)
   --rx-packets=N --rx-bytes=N --tx-packets=N --tx-bytes=N
                        limits a second, received and transmitted by the guest; 0: none (0)
+  --sandbox=on|off     off: no sandbox; on,STAGE=off: without one of its stages (on)
   --print-capabilities print what is supported as JSON
   --help               print this
 """
@@ -50,6 +52,7 @@ class Options:
         self.queue_pairs = 1
         self.queue_size = 256
         self.limits = dict.fromkeys(_LIMITS, 0)
+        self.sandbox_off: frozenset[str] = frozenset()
         self.action = "serve"
 
 
@@ -71,6 +74,8 @@ def _set(options: Options, name: str, value: str) -> None:
             options.queue_size = number(name, value, 2, 1024)
             if options.queue_size & (options.queue_size - 1):
                 raise UsageError(f"--queue-size={value}: not a power of two")
+        case "sandbox":
+            options.sandbox_off = parse_option(value)
         case _ if name in _LIMITS:
             options.limits[name] = number(name, value, 0, 1 << 50)
         case _:
@@ -99,6 +104,7 @@ def parse(arguments: Sequence[str]) -> Options:
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 after the front end left, 1 with one line on stderr for every error."""
     from shared.errors import StratovirtError
+    from workers.startup import end_alone
 
     try:
         options = parse(arguments)
@@ -110,16 +116,17 @@ def main(arguments: Sequence[str]) -> int:
 
             print(json.dumps(CAPABILITIES))
             return 0
-        return _serve(options)
+        status = _serve(options)
     except StratovirtError as error:
         print(f"workers.net: {error}", file=sys.stderr)
-        return 1
+        status = 1
+    return end_alone(status)
 
 
 def _serve(options: Options) -> int:
     from shared.tap import adopt_taps, open_tap
     from workers.net.service import Service
-    from workers.startup import confine, keep_only
+    from workers.startup import confine, enter_alone, keep_only
 
     if options.tap:
         taps = open_tap(options.tap, options.queue_pairs)
@@ -128,6 +135,7 @@ def _serve(options: Options) -> int:
         adopt_taps(taps)
     fd = connect(options.socket_path, options.fd)
     keep_only((*taps, fd))
+    enter_alone("net", options.sandbox_off)
 
     def log(text: str) -> None:
         print(f"workers.net: {text}", file=sys.stderr, flush=True)
