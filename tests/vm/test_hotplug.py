@@ -91,7 +91,7 @@ def test_same_ids_again_and_again(vm: TestVm, image: Path) -> None:
     for round_ in range(5):
         at = round_ * 8 * SECTOR
         assert content[at:at + 8 * SECTOR] == pattern(round_ * 8, 8, round_)
-    assert len(children(vm.process.pid, "sv-blk")) == 1
+    wait_until(lambda: len(children(vm.process.pid, "sv-blk")) == 1, "the end of the workers")
 
 
 def test_a_driver_that_is_up_is_told(vm: TestVm, image: Path) -> None:

@@ -1,0 +1,105 @@
+"""A running VM's processes and threads are confined, and still do their work."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shared.sandbox.stages import DESCRIPTIONS
+from tests.support.guest import crc32
+from tests.support.test_vm import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.test_vm import TestVm
+
+    Start = Callable[..., TestVm]
+
+pytestmark = pytest.mark.vm
+
+KEPT = "0000000000005022"  # vmm/confinement.py, KEEP
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(os.urandom(1 << 20))
+    return path
+
+
+def facts(pid: int, tid: int) -> dict[str, str]:
+    with open(f"/proc/{pid}/task/{tid}/status", encoding="ascii") as file:
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+
+
+def child(pid: int, name: str) -> int:
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        for word in file.read().split():
+            with open(f"/proc/{word}/comm", encoding="ascii") as comm:
+                if comm.read().strip() == name:
+                    return int(word)
+    return 0
+
+
+def test_threads_of_a_running_vm(start_vm: Start, disk: Path) -> None:
+    vm = start_vm("-smp", "2", disks=(disk,))
+    assert vm.guest("echo").ok
+    pid = vm.process.pid
+    wait_until(lambda: facts(pid, pid)["Seccomp"] == "2", "the main thread's confinement")
+    root = os.geteuid() == 0
+    assert facts(pid, pid)["CapEff"] == (KEPT if root else "0" * 16)
+    vcpus = [cpu["thread-id"] for cpu in vm.qmp.command("query-cpus-fast")]
+    assert len(vcpus) == 2
+    for tid in vcpus:
+        seen = facts(pid, tid)
+        assert seen["Seccomp"] == "2" and seen["NoNewPrivs"] == "1"
+        assert seen["CapEff"] == seen["CapPrm"] == "0" * 16
+    worker, = vm.qmp.command("query-workers")
+    expected = [name for name in DESCRIPTIONS if root or name != "uid"]
+    assert worker["sandbox"] == expected
+    # What needs other threads and processes goes on.
+    vm.qmp.command("stop")
+    vm.qmp.command("cont")
+    assert vm.guest("blk.read 0 0 8").value("crc") == crc32(disk, 0, 8)
+
+
+def test_a_killed_nursery_comes_back_through_the_keeper(start_vm: Start, disk: Path,
+                                                        tmp_path: Path) -> None:
+    vm = start_vm(disks=(disk,))
+    assert vm.guest("echo").ok
+    pid = vm.process.pid
+    wait_until(lambda: child(pid, "sv-keeper") > 0, "the keeper")
+    wait_until(lambda: facts(pid, pid)["Seccomp"] == "2", "the main thread's confinement")
+    old = child(pid, "sv-nursery")
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: not os.path.exists(f"/proc/{old}"), "the nursery's end")
+    other = tmp_path / "other.img"
+    other.write_bytes(os.urandom(1 << 20))
+    vm.qmp.command("blockdev-add", **{"node-name": "drive-0", "driver": "raw",
+                                      "file": {"driver": "file", "filename": str(other)}})
+    vm.qmp.command("device_add", driver="virtio-blk-mmio", id="drive-0", drive="drive-0",
+                   addr="0x1")
+    assert vm.guest("blk.read 1 0 8").value("crc") == crc32(other, 0, 8)
+    assert child(pid, "sv-nursery") not in (0, old)
+
+
+def test_without_a_sandbox(start_vm: Start, disk: Path) -> None:
+    vm = start_vm("-sandbox", "off", disks=(disk,))
+    assert vm.guest("blk.read 0 0 8").value("crc") == crc32(disk, 0, 8)
+    worker, = vm.qmp.command("query-workers")
+    assert worker["sandbox"] == ["fds", "no-new-privs"]
+
+
+def test_names_go_with_a_killed_core(start_vm: Start, disk: Path, tmp_path: Path) -> None:
+    pidfile = tmp_path / "pid"
+    vm = start_vm("-pidfile", pidfile, disks=(disk,))
+    assert vm.guest("echo").ok
+    assert vm.qmp_path.exists() and pidfile.exists()
+    vm.process.kill()
+    vm.process.wait(10)
+    wait_until(lambda: not vm.qmp_path.exists() and not pidfile.exists(), "the end of the names")
