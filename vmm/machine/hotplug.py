@@ -60,10 +60,12 @@ class Hotplug:
         action, done = self._queue[0]
 
         def finish(error: Exception | None) -> None:
-            self._queue.pop(0)
-            done(error)
-            if self._queue:
-                self._run_next()
+            try:
+                done(error)  # what this leads to (a client's next command) queues up
+            finally:
+                self._queue.pop(0)
+                if self._queue:
+                    self._run_next()
 
         try:
             if self._vm.run_state not in ("prelaunch", "running", "paused"):
