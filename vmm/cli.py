@@ -183,8 +183,8 @@ def parse(arguments: Sequence[str]) -> VmConfig:
         word = arguments[at]
         option = OPTIONS.get(word[1:]) if word.startswith("-") else None
         if option is None:
-            raise ConfigError(f"Found argument '{word[:100]}' which wasn't expected, or isn't valid in "
-                              "the context", "-help lists the options")
+            raise ConfigError(f"Found argument '{word[:100]}' which wasn't expected, or isn't "
+                              "valid in the context", "-help lists the options")
         if word in seen and not option.repeat:
             raise ConfigError(f"The argument '{word}' was provided more than once", "remove one")
         seen.add(word)

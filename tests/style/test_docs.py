@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.support import tree
+from vmm.qmp.registry import load
 
 PAGES = tree.named(".md")
 # A name in backquotes that begins with a folder of ours; * and {a,b} as in a shell.
@@ -74,3 +75,13 @@ def test_every_folder_is_on_the_code_map() -> None:
     folders = {name.rpartition("/")[0] for name in tree.named(".py", ".c")
                if name.split("/")[0] in ("vmm", "shared", "workers", "native")}
     assert not [folder for folder in folders if f"{folder}/" not in text]
+
+
+def test_commands_and_events_are_described() -> None:
+    """docs/qmp.md has every command and event that there is, and no other event."""
+    registry = load()
+    text = tree.text("docs/qmp.md")
+    words = set(re.findall(r"`([\w-]+)`", text))
+    assert not set(registry.commands) - words
+    assert not set(registry.events) - words
+    assert not set(re.findall(r"^\| `([A-Z_]{4,})`", text, re.MULTILINE)) - set(registry.events)

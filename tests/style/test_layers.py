@@ -72,7 +72,8 @@ def folder_of(name: str) -> str:
 def allowed(module: str, folder: str) -> bool:
     top = module.split(".")[0]
     own = folder.replace("/", ".")
-    if top in sys.stdlib_module_names or module == own or module.startswith(own + "."):
+    if (module == "native" or top in sys.stdlib_module_names or module == own
+            or module.startswith(own + ".")):
         return folder != "workers" or top != "workers" or module in COMMON
     if folder.startswith("workers/") and module in COMMON:
         return True

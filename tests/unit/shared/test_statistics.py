@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 
@@ -94,7 +95,7 @@ def test_buckets_cover_every_time_once() -> None:
     assert ends[0] == (0, 2048)
     assert ends[1] == (2048, 4096)
     assert ends[-1][1] == 1 << 63
-    for (_, end), (start, _) in zip(ends, ends[1:], strict=False):
+    for (_, end), (start, _) in itertools.pairwise(ends):
         assert end == start
 
 
