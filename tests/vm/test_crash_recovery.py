@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -131,7 +132,8 @@ def test_upgrade_of_a_hung_worker_replaces_it(start_vm: Start, disk: Path) -> No
 @pytest.mark.parametrize("name", ["nobody", "", "x" * 300])
 def test_restart_of_no_worker(start_vm: Start, disk: Path, name: str) -> None:
     vm = start_vm(disks=(disk,))
-    reply = vm.qmp.raw('{"execute":"worker-restart","arguments":{"device":"%s"}}' % name)
+    command = {"execute": "worker-restart", "arguments": {"device": name}}
+    reply = vm.qmp.raw(json.dumps(command))
     assert "error" in reply and reply["error"]["desc"]
 
 
