@@ -35,7 +35,8 @@ run()
 """
 
 
-def test_nothing_slow_is_loaded_before_the_guest_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("serial", ["stdio", "pty", "file,path=con", "socket,path=c,server,nowait"])
+def test_nothing_slow_is_loaded_before_the_guest_runs(tmp_path: Path, serial: str) -> None:
     require("kvm")
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
     site = next(path for path in sys.path if path.endswith("site-packages"))
@@ -43,9 +44,10 @@ def test_nothing_slow_is_loaded_before_the_guest_runs(tmp_path: Path) -> None:
         [sys.executable, "-I", "-S", "-c", CODE, f"{ROOT}:{site}", "-machine", "microvm",
          "-m", "128", "-smp", "2", "-kernel", guest("guest.elf"), "-append", "script=poweroff",
          "-drive", f"id=d,file={tmp_path}/disk,direct=off",
-         "-device", "virtio-blk-device,drive=d,id=b", "-serial", "stdio",
+         "-device", "virtio-blk-device,drive=d,id=b", "-serial", serial,
          "-qmp", f"unix:{tmp_path}/q,server,nowait", "-D", str(tmp_path / "log")],
-        capture_output=True, text=True, timeout=30, check=False, stdin=subprocess.DEVNULL)
+        capture_output=True, text=True, timeout=30, check=False, stdin=subprocess.DEVNULL,
+        cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stderr.split())
     assert "vmm.machine.microvm" in loaded and "native._core" in loaded

@@ -141,7 +141,8 @@ class Image:
     def _refuse_lock(self) -> None:
         kind = "read" if self.readonly else "write"
         raise ConfigError(f"Failed to get {kind} lock on file: {self.path}. {_SHARED_WITH} "
-                          f"Error: {errno.EAGAIN}")
+                          f"Error: {errno.EAGAIN}",
+                          "end who uses it, or have all open it with readonly=on")
 
     def unlock(self) -> None:
         """Give all locks back."""
@@ -225,7 +226,8 @@ def hold_incarnation(fd: int, byte: int) -> None:
 
 def _check_kind(path: str, mode: int) -> None:
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-        raise ConfigError(f"{path} is not a regular file or block device.")
+        raise ConfigError(f"{path} is not a regular file or block device.",
+                          "name an image")
 
 
 def _describe(error: Exception) -> str:

@@ -27,6 +27,6 @@ def create_chardev(config: ChardevConfig, loop: EventLoop) -> Chardev:
     kinds = {"stdio": local.Stdio, "pty": local.Pty, "file": local.File,
              "redirect-to-log": local.ToLog}
     if config.kind not in kinds:
-        raise ConfigError(f"-chardev {config.kind},id={config.id}: unknown kind",
+        raise ConfigError(f"{config.option}: unknown kind",
                           "use stdio, pty, socket, file or null")
     return kinds[config.kind](config, loop)

@@ -157,8 +157,8 @@ class File(Chardev):
             self._fd = os.open(config.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
                                | os.O_NONBLOCK, 0o600)
         except OSError as error:
-            raise ConfigError(f"-chardev file,id={config.id},path={config.path}: "
-                              f"{error.strerror}", "name a file that can be written") from None
+            raise ConfigError(f"{config.option},path={config.path}: {error.strerror}",
+                              "name a file that can be written") from None
         self._attach(-1, self._fd)
 
     def write(self, data: bytes) -> int:

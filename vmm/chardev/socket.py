@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket
 import os
 
-from shared.unix_socket import UnixListener, listen_tcp, listen_unix
+from shared.unix_socket import AddressError, UnixListener, listen_tcp, listen_unix
 from vmm.chardev.base import Chardev
 from vmm.errors import ConfigError
 from vmm.event_loop import READ
@@ -35,19 +35,22 @@ class SocketChardev(Chardev):
 
     def _listen(self) -> None:
         config = self.config
-        if config.fd >= 0:
-            self._listener = self._inherited(True)
-        elif config.path:
-            self._unix = listen_unix(config.path)
-            self._listener = self._unix.socket
-        else:
-            self._listener = listen_tcp(config.host, config.port)
+        try:
+            if config.fd >= 0:
+                self._listener = self._inherited(True)
+            elif config.path:
+                self._unix = listen_unix(config.path)
+                self._listener = self._unix.socket
+            else:
+                self._listener = listen_tcp(config.host, config.port)
+        except AddressError as error:
+            raise ConfigError(f"{config.option}: {error.what}", error.hint) from None
         self.loop.add(self._listener.fileno(), READ, self._accept)
 
     def _inherited(self, listening: bool) -> _socket.socket:
         """Take over the socket that whoever started us opened; it must be of the kind we need."""
         fd = self.config.fd
-        what = f"-chardev socket,id={self.id},fd={fd}"
+        what = f"{self.config.option},fd={fd}"
         kind = "listening" if listening else "connected"
         try:
             sock = _socket.socket(fileno=fd)
@@ -72,8 +75,7 @@ class SocketChardev(Chardev):
         except (OSError, ValueError, TypeError) as error:  # the latter: no name can be like that
             sock.close()
             reason = getattr(error, "strerror", None) or str(error)
-            raise ConfigError(f"-chardev socket,id={config.id}: can't connect to "
-                              f"{self._address()}: {reason}",
+            raise ConfigError(f"{config.option}: can't connect to {self._address()}: {reason}",
                               "start the other side first, or add server,nowait") from None
         return sock
 

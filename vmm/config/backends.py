@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shared import throttling
 from shared.unix_socket import PATH_LIMIT as SOCKET_PATH_LIMIT
-from vmm.config.model import ChardevConfig, DriveConfig, MonitorConfig
+from vmm.config.model import SERIAL_CHARDEV, ChardevConfig, DriveConfig, MonitorConfig
 from vmm.config.options import SubOptions
 from vmm.errors import ConfigError
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from vmm.config.model import VmConfig
 
 MAX_IOTHREADS = 8
-SERIAL_CHARDEV = "serial_chardev"
 
 _AIO = {"native": "native", "io_uring": "io_uring", "iouring": "io_uring", "threads": "threads",
         "off": "off"}
@@ -124,8 +123,8 @@ def _read_socket(config: VmConfig, options: SubOptions, chardev: ChardevConfig) 
     wait = options.take_bool("wait", not nowait)
     chardev.wait = chardev.server and wait and not nowait
     if chardev.wait:
-        config.warnings.append(f"-chardev socket,id={chardev.id}: the VM doesn't wait for a "
-                               "client, as if nowait were given")
+        config.warnings.append(f"{chardev.option}: the VM doesn't wait for a client, as if "
+                               "nowait were given")
     options.ignore("reconnect", "delay")
 
 

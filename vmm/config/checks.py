@@ -99,7 +99,7 @@ def _check_chardevs(config: VmConfig) -> None:
 
 def _check_files(config: VmConfig) -> None:
     """What the VM writes must not be what it reads: a console's file is emptied at start."""
-    written = [(f"-chardev file,id={c.id},path={c.path}", c.path)
+    written = [(f"{c.option},path={c.path}", c.path)
                for c in config.chardevs.values() if c.kind == "file"]
     if config.log:
         written.append((f"-D {config.log}", config.log))

@@ -90,6 +90,9 @@ class DriveConfig:
         self.throttling: dict[str, int] = {}
 
 
+SERIAL_CHARDEV = "serial_chardev"  # the id of a chardev that -serial made in place
+
+
 class ChardevConfig:
     """`-chardev`. kind: "stdio", "pty", "socket", "file", "null", "redirect-to-log".
 
@@ -109,6 +112,13 @@ class ChardevConfig:
         self.server = False
         self.wait = False
 
+    @property
+    def option(self) -> str:
+        """What the user wrote to have it, for errors: `-chardev pty,id=console`."""
+        if self.id == SERIAL_CHARDEV:
+            return f"-serial {self.kind}"
+        return f"-chardev {self.kind},id={self.id}"
+
 
 class MonitorConfig:
     """One QMP listener: `-qmp unix:…|tcp:…`, or `-mon chardev=…`.
@@ -126,6 +136,13 @@ class MonitorConfig:
         self.port = 0
         self.fd = -1
         self.chardev = ""
+
+    @property
+    def option(self) -> str:
+        """What the user wrote to have it, for errors."""
+        if self.chardev:
+            return f"-mon chardev={self.chardev}"
+        return f"-qmp {self.kind}:{self.path or f'{self.host}:{self.port}'}"
 
 
 class DeviceConfig:

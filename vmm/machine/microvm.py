@@ -103,7 +103,11 @@ class MicroVmBuilder:
     def _open_images(self) -> None:
         for drive in self.config.drives.values():
             others = [node.image for node in self.machine.blocks.values()]
-            image = open_image(drive, others=others)
+            try:
+                image = open_image(drive, others=others)
+            except ConfigError as error:
+                option = f"-drive id={drive.id},file={drive.file}"
+                raise ConfigError(f"{option}: {error.what}", error.hint) from error
             self.cleanup.push(image.close)
             self.machine.blocks[drive.id] = BlockNode(drive, image)
 

@@ -148,13 +148,16 @@ class _Listener:
 
     def __init__(self, monitor: MonitorConfig) -> None:
         self._unix: unix_socket.UnixListener | None = None
-        if monitor.kind == "unix":
-            self._unix = unix_socket.listen_unix(monitor.path)
-            self.socket = self._unix.socket
-        elif monitor.kind == "tcp":
-            self.socket = unix_socket.listen_tcp(monitor.host, monitor.port)
-        else:
-            self.socket = _inherited(monitor)
+        try:
+            if monitor.kind == "unix":
+                self._unix = unix_socket.listen_unix(monitor.path)
+                self.socket = self._unix.socket
+            elif monitor.kind == "tcp":
+                self.socket = unix_socket.listen_tcp(monitor.host, monitor.port)
+            else:
+                self.socket = _inherited(monitor)
+        except unix_socket.AddressError as error:
+            raise ConfigError(f"{monitor.option}: {error.what}", error.hint) from None
         self.socket.setblocking(False)
 
     def accept(self) -> int:
@@ -170,7 +173,7 @@ class _Listener:
 
 def _inherited(monitor: MonitorConfig) -> _socket.socket:
     """Take the descriptor that a chardev of the command line names: libvirt listens for us."""
-    what = f"-chardev {monitor.chardev}: descriptor {monitor.fd}"
+    what = f"{monitor.option}: descriptor {monitor.fd}"
     try:
         listener = _socket.socket(fileno=monitor.fd)
     except OSError as error:

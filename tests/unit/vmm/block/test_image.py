@@ -84,7 +84,8 @@ def test_one_writer_alone_or_many_readers(path: Path) -> None:
             open_image(drive(path, readonly))
         assert str(caught.value) == (
             f"Failed to get {kind} lock on file: {path}. Is it used more than once or another "
-            "process using the same file? Error: 11")
+            "process using the same file? Error: 11; end who uses it, or have all open it with "
+            "readonly=on")
     writer.close()
     readers = [open_image(drive(path, True)) for _ in range(3)]
     with pytest.raises(ConfigError, match="write lock"):
