@@ -89,6 +89,14 @@ def python() -> Path:
     return path
 
 
+def fuzzer() -> None:
+    """The guided fuzzer for Python: only looking for new inputs needs it, no test."""
+    path = str(python())
+    if subprocess.run([path, "-c", "import atheris"], check=False, capture_output=True).returncode:
+        say("installing atheris")
+        run([path, "-m", "pip", "install", "-q", "--disable-pip-version-check", "atheris"])
+
+
 def requirements() -> list[str]:
     """What the project needs from PyPI, out of pyproject.toml."""
     import tomllib

@@ -59,9 +59,11 @@ def bench(arguments: list[str]) -> int:
 
 
 def fuzz(arguments: list[str]) -> int:
-    """The fuzz targets in C, with clang."""
+    """The fuzz targets: those in C with clang, then those in Python with atheris."""
     install.packages("fuzz")
-    return module("tests.fuzz.native.build", ["--keep", "--seconds", *(arguments or ["600"])])
+    install.fuzzer()
+    options = ["--keep", "--seconds", *(arguments or ["600"])]
+    return module("tests.fuzz.native.build", options) | module("tests.fuzz.guided", options)
 
 
 def lint(arguments: list[str]) -> int:
