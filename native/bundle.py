@@ -29,7 +29,7 @@ PACKAGES = ("vmm", "workers", "shared", "native")
 # with them.  The core's groups: up to the start of the nursery, up to the first instruction.
 BUNDLES = {
     "vmm": (
-        ("vmm.__main__", "vmm.worker.nursery"),
+        ("vmm.__main__", "vmm.config.checks", "vmm.worker.nursery"),
         ("vmm.machine.microvm", "vmm.qmp.events", "vmm.qmp.server", "vmm.vm",
          "vmm.hypervisor.kvm", "vmm.chardev.local"),
     ),

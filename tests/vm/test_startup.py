@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from native import bundle
 from tests.support.capabilities import require
 from tests.support.guest import guest
 from tests.support.test_vm import ROOT
@@ -53,3 +54,19 @@ def test_nothing_slow_is_loaded_before_the_guest_runs(tmp_path: Path, serial: st
     assert "vmm.machine.microvm" in loaded and "native._core" in loaded
     assert not loaded & SLOW
     assert not {name for name in loaded if name.startswith("vmm.qmp.commands")}
+    if serial == "stdio":
+        assert ours(loaded) == bundled(site)
+
+
+def ours(names: set[str]) -> set[str]:
+    return {name for name in names if name.split(".")[0] in ("vmm", "shared")}
+
+
+def bundled(site: str) -> set[str]:
+    """What native/bundle.py puts into the core's bundle: no more and no less than is needed."""
+    modules = [module for group in bundle.BUNDLES["vmm"] for module in group]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = [{str(ROOT)!r}, {site!r}]\n"
+         f"import {', '.join(modules)}\nprint(*sys.modules)"],
+        capture_output=True, text=True, timeout=30, check=True)
+    return ours(set(done.stdout.split()))

@@ -121,7 +121,7 @@ class MicroVmBuilder:
 
     def _start_block_worker(self, device: DeviceConfig, name: str) -> Served:
         node = self._take_block_node(device, name)
-        assert self.nursery is not None  # needs_workers() said so before anything was opened
+        assert self.nursery is not None  # every microvm has one
         kind = BlockWorkers(self.nursery, node, name, device.options)
         worker = kind.first()
         self.cleanup.push(worker.kill)
@@ -235,8 +235,3 @@ class MicroVmBuilder:
 def device_name(config: DeviceConfig, number: int) -> str:
     """The user's id, or one that no user can have given twice: `#DRIVER.N`."""
     return config.id or f"#{config.driver}.{number}"
-
-
-def needs_workers(config: VmConfig) -> bool:
-    """True if the machine may ever need a worker: a microVM's slots do."""
-    return config.machine.kind == "microvm"
