@@ -116,6 +116,7 @@ def test_live_upgrades_under_load(start_vm: Start, disk: Path) -> None:
     assert len(pids) >= 4 and len(nurseries) >= 4  # each from a fresh nursery
     assert not events(vm, "WORKER_CRASHED")
     assert len(events(vm, "WORKER_RESTARTED")) == 4
+    assert "ERROR" not in vm.error_text()  # nothing went wrong
 
 
 def test_upgrade_of_a_hung_worker_replaces_it(start_vm: Start, disk: Path) -> None:

@@ -296,6 +296,7 @@ class Supervisor:
             if not worker.wait_started(deadline):
                 raise DeviceError(f"the new worker did not start: {worker.reason or 'in time'}")
             times[0] = time.monotonic()
+            old.stopping = True  # it ends with its connection, and nobody need be told
             device.device.replace_backend(worker.take_socket(), times[0] + DRAIN_LIMIT, drain=True)
             times[1] = time.monotonic()
 
@@ -306,6 +307,7 @@ class Supervisor:
             elif error is not None:
                 worker.kill()
                 ward.state = SERVING
+                old.stopping = False
                 if times[0]:
                     # Its rings are half stopped, or it has lost its connection: a worker that
                     # does not drain is replaced as one that died.
