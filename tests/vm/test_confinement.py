@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -80,8 +80,9 @@ def test_a_killed_nursery_comes_back_through_the_keeper(start_vm: Start, disk: P
     wait_until(lambda: not os.path.exists(f"/proc/{old}"), "the nursery's end")
     other = tmp_path / "other.img"
     other.write_bytes(os.urandom(1 << 20))
-    vm.qmp.command("blockdev-add", **{"node-name": "drive-0", "driver": "raw",
-                                      "file": {"driver": "file", "filename": str(other)}})
+    node: dict[str, Any] = {"node-name": "drive-0", "driver": "raw",
+                            "file": {"driver": "file", "filename": str(other)}}
+    vm.qmp.command("blockdev-add", **node)
     vm.qmp.command("device_add", driver="virtio-blk-mmio", id="drive-0", drive="drive-0",
                    addr="0x1")
     assert vm.guest("blk.read 1 0 8").value("crc") == crc32(other, 0, 8)

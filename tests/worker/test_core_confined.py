@@ -122,7 +122,7 @@ def test_what_no_thread_may(tmp_path: Path) -> None:
 
 
 def test_what_a_vcpu_may_not_either(tmp_path: Path) -> None:
-    facts, outcomes = run(tmp_path, VCPU_ONLY)["vcpu"]
+    _, outcomes = run(tmp_path, VCPU_ONLY)["vcpu"]
     assert isinstance(outcomes, list)
     bad = {f"{name} {arguments}": outcome for (name, arguments), outcome
            in zip(VCPU_ONLY, outcomes, strict=True) if outcome != "EPERM"}
