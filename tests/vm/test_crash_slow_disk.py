@@ -55,7 +55,7 @@ def slow_death(vm: TestVm, disk: SlowDisk, lanes: int) -> None:
             if not last:
                 break
             disk.hold_back([last])
-            time.sleep(chance.uniform(0.1, 0.3))
+            time.sleep(chance.uniform(0.1, 0.3))  # any instant
             kill(last)
     wait_quiet(vm.process.pid)
     assert vm.guest("blk.overlap 0 0 1 1 1").ok
@@ -97,7 +97,7 @@ def test_an_orderly_end_waits_for_slow_io(start_vm: Start, tmp_path: Path, comma
             with Load(vm, 32) as load:
                 disk.hold_back([victim(vm, 0, load)])
                 for _ in range(2):
-                    time.sleep(0.2)
+                    time.sleep(0.2)  # the disk holds back meanwhile
                     if command == "stop":
                         vm.qmp.command("stop")
                         vm.qmp.command("cont")
