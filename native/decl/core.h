@@ -2,6 +2,8 @@
 struct sv_machine;
 struct sv_status;
 struct sv_uart;
+struct kvm_run;
+
 struct sv_vcpu {
 	uint64_t exit_address;
 	uint64_t exit_value;
@@ -11,6 +13,7 @@ struct sv_vcpu {
 	uint64_t served;
 	uint64_t forwarded;
 	uint64_t kicks;
+	struct kvm_run *run;
 	...;
 };
 int sv_vcpu_create(int vm_fd, uint32_t index, int run_size, struct sv_machine *machine, struct sv_vcpu **vcpu);
