@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -380,3 +381,43 @@ def test_what_the_host_can_t_read_is_an_error_and_is_counted(image: Path, engine
     assert ring.used_idx == 4
     plane.close()
     os.close(told)
+
+
+@pytest.mark.parametrize("engine", ["io_uring", "threads"])
+def test_a_part_of_a_block_is_written_beside_a_stream_of_whole_ones(image: Path,
+                                                                    engine: str) -> None:
+    """The stream never pauses by itself, and the part must be alone: it is let in."""
+    plane = Plane(str(image), engine, queues=2, direct=True, align=4096)
+    stream = plane.start(0, features=FEATURES)
+    plane.start(1, features=FEATURES)
+    requests = [BlkRequest(plane.memory, OUT, 8 * i, bytes([i]) * 4096, align=4096)
+                for i in range(16)]
+    ending = threading.Event()
+    rounds = 0
+
+    def keep_busy() -> None:
+        nonlocal rounds
+        heads = {stream.add(request.buffers): request for request in requests}
+        stream.publish()
+        while not ending.is_set():
+            for head, _ in stream.take_used():
+                request = heads.pop(head)
+                heads[stream.add(request.buffers)] = request
+                stream.publish()
+                rounds += 1
+
+    thread = threading.Thread(target=keep_busy)
+    thread.start()
+    try:
+        for count in range(20):
+            part = plane.request(OUT, 1024 + 8 * count + 3, bytes([count]) * 512, index=1)
+            assert part.status == OK
+    finally:
+        ending.set()
+        thread.join()
+    assert rounds
+    plane.close()
+    content = image.read_bytes()
+    for count in range(20):
+        at = (1024 + 8 * count + 3) * 512
+        assert content[at:at + 512] == bytes([count]) * 512
