@@ -135,6 +135,13 @@ def test_texts(word: str) -> None:
     assert ("-kernel" if word[1] == "h" else cli.VERSION) in caught.value.text
 
 
+def test_the_sandboxs_stages_are_told() -> None:
+    # Each is tried in a child of this process, whose handlers of signals it inherits.
+    with pytest.raises(cli.Answer) as caught:
+        parse("-sandbox help")
+    assert "landlock" in caught.value.text
+
+
 def test_every_option_of_help_is_in_the_manual_page() -> None:
     page = (Path(__file__).parents[4] / "docs" / "command-line.md").read_text()
     for name in cli.OPTIONS:
