@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     """Exit code: the number of benchmarks that failed to run; a missed goal is no failure."""
     known = benchmarks()
     if "--help" in arguments or "-h" in arguments or "list" in arguments:
-        print("usage: ./dev bench [NAME...] [--json] [--rounds N] [--quick]\n")
+        print("usage: ./dev bench [NAME...] [--rounds N] [--quick] [--json | --markdown]\n")
         for name, text in known.items():
             print(f"  {name:10} {text}")
         return 0

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
+MARKUP = re.compile(r"\[/?[a-z]*\]")  # of rich
 
 
 class BenchError(Exception):
@@ -25,6 +27,7 @@ def parser(description: str, rounds: int, quick: int) -> argparse.ArgumentParser
     """The options that every benchmark knows; `options.rounds` is set by `parse`."""
     result = argparse.ArgumentParser(prog="./dev bench", description=description)
     result.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    result.add_argument("--markdown", action="store_true", help="a table for a page of docs/")
     result.add_argument("--rounds", type=int, default=0,
                         help=f"rounds, the rivals in turn in each ({rounds})")
     result.add_argument("--quick", action="store_true", help=f"{quick} rounds")
@@ -35,6 +38,7 @@ def parser(description: str, rounds: int, quick: int) -> argparse.ArgumentParser
 def parse(arguments: argparse.ArgumentParser, line: Sequence[str]) -> argparse.Namespace:
     """The options of a command line, `rounds` filled in."""
     options = arguments.parse_args(list(line))
+    Report.as_markdown = options.markdown
     options.rounds = options.rounds or (options.few if options.quick else options.usual)
     return options
 
@@ -88,6 +92,8 @@ class Goal:
 class Report:
     """Rows for the reader, the same figures as data, verdicts."""
 
+    as_markdown = False
+
     def __init__(self, name: str, title: str, columns: Sequence[str]) -> None:
         self.name, self.title, self.columns = name, title, columns
         self.rows: list[list[str]] = []
@@ -121,6 +127,13 @@ class Report:
         if as_json:
             print(json.dumps({"benchmark": self.name, "machine": busy, "figures": self.figures,
                               "notes": self.notes}))
+            return 0
+        if self.as_markdown:
+            lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+            print(f"{self.title}\n")
+            for cells in lines:
+                print(f"| {' | '.join(MARKUP.sub('', cell) for cell in cells)} |")
+            print("".join(f"\n{note}" for note in [*self.notes, busy]))
             return 0
         from rich.console import Console
         from rich.table import Table
