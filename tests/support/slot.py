@@ -24,7 +24,7 @@ class Slot:
     """A worker's service on a thread (with the option `slot`), a front end before it."""
 
     def __init__(self, path: Path, direct: bool = False, page: int | None = None,
-                 **options: object) -> None:
+                 started: bool = True, **options: object) -> None:
         readonly = options.get("readonly", False)
         flags = os.O_RDONLY if readonly else os.O_RDWR
         self.image = os.open(path, flags | (os.O_DIRECT if direct else 0))
@@ -44,9 +44,10 @@ class Slot:
         region = MemoryRegion(self.memory.base, self.memory.size, USER_BASE, 0)
         self.frontend.set_mem_table([region], [self.memory.fd])
         self.ring = GuestRing(self.memory, 256, self.features)
-        self._start()
+        if started:
+            self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
         front, ring = self.frontend, self.ring
         front.set_vring_num(0, ring.size)
         front.set_vring_base(0, 0)

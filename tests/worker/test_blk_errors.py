@@ -207,6 +207,18 @@ def test_resize_without_a_change_is_quiet(image: Path) -> None:
     slot.close()
 
 
+def test_a_worker_that_takes_over_measures_again(image: Path) -> None:
+    """It may have been started before the image grew, and the order went to its predecessor."""
+    slot = Slot(image, started=False)
+    changes = slot.watch_config()
+    os.truncate(image, 2 * SIZE)
+    slot.start()
+    assert changes.wait(5)
+    assert int.from_bytes(slot.frontend.get_config(0, 8), "little") == 2 * SIZE // 512
+    assert slot.request(OUT, SIZE // 512, b"x" * 512).status == OK
+    slot.close()
+
+
 def test_growth_under_load(image: Path, aio: str) -> None:
     slot = Slot(image, aio=aio)
     orders = threading.Thread(target=lambda: [order(slot, type="resize") for _ in range(20)])

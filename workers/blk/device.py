@@ -73,6 +73,7 @@ class BlkDevice(BackendDevice):
         self._writeback = True
         self._dirty = [0] * queues  # writes that the last stop of each ring has synced
         self._running: set[int] = set()
+        self.capacity_changed = False  # without an order: the front end must still be told
         self._tracking = False
         self._inflight_fd = -1
         # Held as long as the data plane writes to it.
@@ -208,6 +209,9 @@ class BlkDevice(BackendDevice):
         setup.features = self._features
         setup.base = ring.base
         setup.kick_fd, setup.call_fd, setup.err_fd = ring.kick_fd, ring.call_fd, ring.err_fd
+        if not self._running:
+            # The image may have grown since this worker was started, to take over some day.
+            self.capacity_changed |= self.resize()
         check(lib.sv_queue_start(self._plane, ring.index, setup),
               f"Can't start queue {ring.index}")
         self._running.add(ring.index)

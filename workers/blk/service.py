@@ -125,6 +125,9 @@ class Service:
             ready = [fd for fd, _ in poll.poll(None if limit is None else 1000 * limit)]
             if backend.fileno() in ready:
                 backend.handle_one()
+                if self.device.capacity_changed:
+                    self.device.capacity_changed = False
+                    backend.config_changed(time.monotonic() + CHANGE_LIMIT)
             if control is not None and control.fileno() in ready:
                 message = control.receive()
                 if message is None:
