@@ -107,7 +107,7 @@ class Nursery:
         self._workers: dict[int, int] = {}  # pidfds of the living, and their slots
         self._inherited: list[str] = []     # stages that hold for every clone
         self._filters: dict[str, bytes] = {}
-        self._own_filter = b""
+        self._rules: dict[str, list[policy.Rule]] = {}
         self._identity: stages.Identity | None = None
         self._refusal: StratovirtError | None = None  # why there will be no workers
         # What has a name and must not outlive the core: by folder, the folder's descriptor
@@ -121,7 +121,7 @@ class Nursery:
         try:
             check(_sandbox.lib.sv_load_late_parts(), "Can't prepare the C library")
             if "seccomp" not in self._off:
-                self._load_filters()
+                self._rules = startup.load_rules(["", *self._kinds])
             self._identity = stages.Identity(self._off)
             self._inherited = stages.execute(
                 stages.nursery_stages(self._identity, self._off),
@@ -130,19 +130,22 @@ class Nursery:
         except StratovirtError as error:
             self._refusal = error
 
-    def _load_filters(self) -> None:
-        rules = {kind: startup.load_rules(kind) for kind in self._kinds}
-        self._filters = {kind: policy.compile_rules(rules[kind]) for kind in rules}
-        # Clones inherit the nursery's: it has to allow what they need.
-        everybody = [*startup.load_nursery_rules(), *(r for kind in rules for r in rules[kind])]
-        self._own_filter = policy.compile_rules(everybody)
+    def _filter(self, kind: str) -> bytes:
+        """The filter of a kind of worker, made when the first one is; empty: none."""
+        if kind not in self._filters and self._rules:
+            self._filters[kind] = policy.compile_rules(self._rules[kind])
+        return self._filters.get(kind, b"")
 
     def _confine(self) -> None:
         """The nursery itself, for good."""
         check(_sandbox.lib.sv_no_new_privs(), "no_new_privs")
         startup.report_deaths(CHANNEL_FD)
-        if self._own_filter:
-            startup.install_filter(self._own_filter)
+        if self._rules:
+            # Clones inherit it: it has to allow what they need.
+            for kind in self._kinds:
+                self._filter(kind)
+            everybody = [rule for rules in self._rules.values() for rule in rules]
+            startup.install_filter(policy.compile_rules(everybody))
 
     def serve(self) -> None:
         """Returns in the nursery when the core is gone, never in a worker."""
@@ -211,12 +214,13 @@ class Nursery:
             raise UsageError("A request for a worker with wrong descriptors or options")
         if self._refusal is not None or self._identity is None:
             raise self._refusal or StratovirtError("The nursery isn't prepared")
+        program = self._filter(kind)
         pidfd = _sandbox.ffi.new("int *", -1)
         pid = startup.clone(_sandbox.lib.CLONE_PARENT, pidfd, self._identity, self._off)
         if pid == 0:
             named = dict(zip(names, fds, strict=True))
             startup.current = startup.Sandbox(self._identity, slot, self._off, self._inherited,
-                                              self._filters.get(kind, b""), named[CONTROL])
+                                              program, named[CONTROL])
             _become_worker(entry, device, named, options)
         return pid, int(pidfd[0])
 

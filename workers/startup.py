@@ -58,17 +58,14 @@ class Sandbox:
 current: Sandbox | None = None  # of this process; None: a test's, with nothing but the basics
 
 
-def load_rules(kind: str) -> list[policy.Rule]:
-    """The policy of a kind of worker.
+def load_rules(kinds: Iterable[str]) -> dict[str, list[policy.Rule]]:
+    """The policies of these kinds of workers; of the nursery itself as "".
 
-    :raises PolicyError: it is missing or wrong.
+    :raises PolicyError: one is missing or wrong.
     """
-    return policy.load(f"{_HERE}/{kind}/seccomp.policy")
-
-
-def load_nursery_rules() -> list[policy.Rule]:
-    """The nursery's own."""
-    return policy.load(f"{_HERE}/nursery.policy")
+    known: dict[str, list[policy.Rule]] = {}
+    return {kind: policy.load(f"{_HERE}/{kind}/seccomp.policy" if kind else
+                              f"{_HERE}/nursery.policy", known) for kind in kinds}
 
 
 def install_filter(program: bytes) -> None:
@@ -157,7 +154,7 @@ def enter_alone(kind: str, off: frozenset[str]) -> None:
     :raises StratovirtError: a stage failed.
     """
     global current
-    program = b"" if "seccomp" in off else policy.compile_rules(load_rules(kind))
+    program = b"" if "seccomp" in off else policy.compile_rules(load_rules([kind])[kind])
     check(lib.sv_load_late_parts(), "Can't prepare the C library")
     identity = stages.Identity(off)
     inherited = stages.execute(stages.nursery_stages(identity, off),

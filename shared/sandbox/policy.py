@@ -65,17 +65,19 @@ class Rule:
         return self.reason.startswith("rare:")
 
 
-def load(path: str) -> list[Rule]:
+def load(path: str, known: dict[str, list[Rule]] | None = None) -> list[Rule]:
     """The rules of a file and of what it includes.
 
+    :param known: rules of files by path, for who loads several that include the same one.
     :raises PolicyError: names file and line.
     """
+    return _load(os.path.normpath(path), {} if known is None else known, 3)
+
+
+def _load(path: str, known: dict[str, list[Rule]], depth: int) -> list[Rule]:
+    if path in known:
+        return known[path]
     rules: list[Rule] = []
-    _load(path, rules, 3)
-    return rules
-
-
-def _load(path: str, rules: list[Rule], depth: int) -> None:
     try:
         with open(path, encoding="ascii") as file:
             lines = file.read().splitlines()
@@ -93,9 +95,11 @@ def _load(path: str, rules: list[Rule], depth: int) -> None:
             if depth == 0:
                 raise PolicyError(f"{place}: too many files include each other")
             other = os.path.join(os.path.dirname(path), text.removeprefix("include ").strip())
-            _load(other, rules, depth - 1)
+            rules += _load(os.path.normpath(other), known, depth - 1)
         else:
             rules.append(_parse(text, reason, place))
+    known[path] = rules
+    return rules
 
 
 def _parse(text: str, reason: str, place: str) -> Rule:

@@ -95,7 +95,7 @@ class BlkDevice(BackendDevice):
     def features(self) -> int:
         """virtio 1.2, 5.2.3 and 6: everything that the data plane serves."""
         if self._slot:
-            return blk.SLOT_FEATURES
+            return blk.SLOT_BACKEND_FEATURES
         bits = (blk.F_SEG_MAX | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY
                 | blk.F_CONFIG_WCE | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1)
         if self.queue_count > 1:

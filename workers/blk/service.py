@@ -15,7 +15,6 @@ from shared.errors import StratovirtError
 from shared.statistics import page_bytes
 from shared.vhost_user.backend import Backend
 from shared.vhost_user.errors import ConnectionLostError
-from shared.virtio.blk import SLOT_QUEUE_SIZE, SLOT_QUEUES
 from workers.blk.device import MAX_QUEUES, BlkDevice, choose_engine
 from workers.blk.disk import Disk
 from workers.blk.failures import Failures
@@ -83,9 +82,6 @@ class Service:
         queues = _integer(options, "num-queues", 1, 1, MAX_QUEUES)
         queue_size = _integer(options, "queue-size", 256, 2, 1024)
         slot = _flag(options, "slot")
-        if slot and (queues, queue_size) != (SLOT_QUEUES, SLOT_QUEUE_SIZE):
-            raise UsageError(f"A blk worker for a slot with {queues} queues of {queue_size}",
-                             f"it has {SLOT_QUEUES} of {SLOT_QUEUE_SIZE}")
         disk = Disk(image, _flag(options, "readonly"),
                     _text(options, "discard", "ignore", ("ignore", "unmap")) == "unmap",
                     _text(options, "serial", ""), small_blocks=slot,

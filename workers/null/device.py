@@ -37,7 +37,7 @@ class NullDisk(BlkDevice):
 
     def features(self) -> int:
         """Whatever a driver may have acknowledged to who was here before."""
-        return blk.SLOT_FEATURES | blk.F_RO | blk.F_MQ
+        return blk.SLOT_BACKEND_FEATURES
 
 
 def empty_image() -> int:
