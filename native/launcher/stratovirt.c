@@ -75,6 +75,8 @@ int main(int argc, char **argv)
 	out[at++] = paths;
 	for (int i = 1; i < argc; i++)
 		out[at++] = argv[i];
+	// In this locale the interpreter uses UTF-8 by itself, and loads no tables for it.
+	setenv("LC_ALL", "C", 1);
 	execv(python, out);
 	return fail("can't execute", python);
 }

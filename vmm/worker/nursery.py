@@ -121,7 +121,8 @@ class Nursery:
     def _command(self) -> tuple[list[str], dict[str, str]]:
         """Arguments and environment of a nursery."""
         argv = [sys.executable, "-I", "-S", "-c", _CODE, *(p for p in sys.path if p)]
-        return argv, {"LC_ALL": "C.UTF-8", OFF_VARIABLE: self._sandbox_off}
+        # As the launcher does (native/launcher/stratovirt.c).
+        return argv, {"LC_ALL": "C", OFF_VARIABLE: self._sandbox_off}
 
     def use_keeper(self) -> None:
         """From now on a keeper starts nurseries: this process is about to lose the right.
