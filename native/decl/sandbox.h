@@ -56,6 +56,7 @@ int sv_no_dumps(void);
 
 int sv_landlock_abi(void);
 int sv_landlock_deny_all(void);
+int sv_try_restricted_ring(void);
 
 struct sv_policy;
 

@@ -74,6 +74,11 @@ int sv_landlock_abi(void);
 // Every right that this kernel's Landlock knows is refused. Returns the ABI's number.
 int sv_landlock_deny_all(void);
 
+// ---- rings.c -------------------------------------------------------------------------------
+
+// Whether io_uring can be had here, with rings that can be restricted: 0 or a negative errno.
+int sv_try_restricted_ring(void);
+
 // ---- filter.c ------------------------------------------------------------------------------
 
 struct sv_policy;

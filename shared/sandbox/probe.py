@@ -24,7 +24,7 @@ def try_stages() -> dict[str, str]:
     results = {}
     for name in stages.DESCRIPTIONS:
         wanted = {name}
-        if os.geteuid() != 0:
+        if os.geteuid() != 0 and name in stages.clone_stages(frozenset()):
             wanted.add("user")  # without which an ordinary user has no namespace
         off = frozenset(stages.NAMES) - wanted
         results[name] = _in_child(partial(_try, name, off))
@@ -39,6 +39,10 @@ def _try(name: str, off: frozenset[str]) -> None:
         if error:
             raise SandboxError(name, os.strerror(error))
     stages.execute(stages.worker_stages(identity, 0, off))
+    if name == "io-uring":
+        error = lib.sv_try_restricted_ring()
+        if error < 0:
+            raise SandboxError(name, f"{os.strerror(-error)}; threads do the work instead")
     if name == "seccomp":
         from shared.sandbox import policy
 
@@ -60,7 +64,8 @@ def _in_child(action: Callable[[], None]) -> str:
         try:
             action()
         except BaseException as error:
-            text = error.what if isinstance(error, StratovirtError) else repr(error)
+            text = (error.what.partition(": ")[2] if isinstance(error, SandboxError) else
+                    str(error) if isinstance(error, StratovirtError) else repr(error))
             os.write(theirs, text.encode())
         finally:
             os._exit(0)
