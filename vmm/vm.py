@@ -342,15 +342,12 @@ class Vm:
 
     def serve_errors(self, device: Device) -> None:
         """No worker serves the device any more: the null back end answers with I/O errors."""
-        def finish(error: Exception | None) -> None:
-            self.null.attach(device.device, attached)
-
         def attached(error: Exception | None) -> None:
             if error is not None:
                 device.device.on_failure(f"The device {device.id} is given up, and nobody answers "
                                          f"for it: {error}")
 
-        self.off_loop(lambda: device.device.lost("it is given up"), finish)
+        self.hotplug.take_turn(lambda done: self.hotplug.give_up(device, done), attached)
 
     def io_error(self, worker: WorkerProcess, message: Mapping[str, object]) -> None:
         """A worker reports that the host failed a request: BLOCK_IO_ERROR, the VM goes on."""

@@ -34,6 +34,9 @@ MAX_SEGMENTS = 16      # of one discard or write-zeroes request
 # on offer is the same for every image and for none (ARCHITECTURE.md, "Empty slots are served").
 SLOT_FEATURES = (F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE | F_DISCARD
                  | F_WRITE_ZEROES | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1)
+# Who serves a slot takes as well what a driver may have acknowledged to those before: a
+# read-only disk's, several queues' of the command line's disk.
+SLOT_BACKEND_FEATURES = SLOT_FEATURES | F_RO | F_MQ
 SLOT_QUEUES = 1
 SLOT_QUEUE_SIZE = 256
 
@@ -80,13 +83,13 @@ class BlkConfig:
             self.max_write_zeroes_segments, self.write_zeroes_may_unmap)
 
 
-def slot_config() -> BlkConfig:
+def slot_config(queues: int = SLOT_QUEUES, queue_size: int = SLOT_QUEUE_SIZE) -> BlkConfig:
     """The config space of an empty slot: no capacity, and every limit that a driver reads only
     when it probes as it will be with a disk."""
     config = BlkConfig()
-    config.seg_max = MAX_DATA_SEGMENTS
+    config.seg_max = max(1, min(MAX_DATA_SEGMENTS, queue_size - 2))
     config.physical_block_exp = 3
-    config.num_queues = SLOT_QUEUES
+    config.num_queues = queues
     config.max_discard_sectors = config.max_write_zeroes_sectors = MAX_SECTORS
     config.max_discard_segments = config.max_write_zeroes_segments = MAX_SEGMENTS
     config.discard_sector_alignment = 8

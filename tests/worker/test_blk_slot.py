@@ -73,8 +73,8 @@ def test_a_driver_reads_the_same_from_an_empty_slot_and_a_full_one(image: Path) 
 @pytest.mark.parametrize("readonly", [False, True])
 def test_features_do_not_depend_on_the_image(image: Path, readonly: bool) -> None:
     slot = Slot(image, readonly=readonly)
-    assert slot.features == blk.SLOT_FEATURES
-    assert not slot.features & (blk.F_RO | blk.F_MQ)
+    # Its driver is offered less, and may have read RO or MQ from the disk before this one.
+    assert slot.features == blk.SLOT_FEATURES | blk.F_RO | blk.F_MQ
     slot.close()
 
 
@@ -107,7 +107,7 @@ def test_blocks_of_4_kib_behind_sectors_of_512(loop_4k: Path, aio: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("num-queues", 2), ("queue-size", 128), ("slot", 1), ("slot", "on"), ("readonly", "yes")])
+    ("slot", 1), ("slot", "on"), ("readonly", "yes")])
 def test_wrong_options_are_refused(image: Path, name: str, value: object) -> None:
     with open(image, "rb+") as file, pytest.raises(UsageError, match=r"slot|readonly"):
         Service(file.fileno(), {"slot": True, name: value}, None, print)

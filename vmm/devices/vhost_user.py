@@ -235,7 +235,8 @@ class VhostUserDevice(VirtioDevice):
 
     # ---- another back end ------------------------------------------------------------------
 
-    def replace_backend(self, socket_fd: int, deadline: float, drain: bool) -> None:
+    def replace_backend(self, socket_fd: int, deadline: float, drain: bool,
+                        harmless: bool = False) -> None:
         """Go on with another back end, where the last one stands.
 
         RUNNING goes on running, PAUSED stays paused; the driver notices nothing.  The caller
@@ -245,6 +246,7 @@ class VhostUserDevice(VirtioDevice):
         :param deadline: monotonic seconds.
         :param drain: the last one lives: it finishes what it has taken first.  An error, if it
             has died with requests in flight: nobody has waited for its I/O.
+        :param harmless: the last one does no I/O that could outlive it: its death is no error.
         :raises BackendError: the last one could not be drained (it stays), or the new one is of
             no use (the device is broken then).
         """
@@ -252,10 +254,10 @@ class VhostUserDevice(VirtioDevice):
             with Held(self, deadline - time.monotonic()):
                 if self.state == CLOSED:
                     raise self._broken_error()
-                if drain and self.state == BROKEN and self._goal != IDLE:
+                if drain and self.state == BROKEN and self._goal != IDLE and not harmless:
                     raise self._broken_error()
                 if drain and self.state in (RUNNING, PAUSED):
-                    self._stop(self._current(), deadline)
+                    self._drain(deadline, harmless)
                 elif self.state != PAUSED or (self._session and self._session.stop_pending):
                     # It died on the way: what it has given back counts, the record of requests
                     # in flight tells the rest.
@@ -270,6 +272,14 @@ class VhostUserDevice(VirtioDevice):
         finally:
             if socket_fd >= 0:
                 os.close(socket_fd)
+
+    def _drain(self, deadline: float, harmless: bool) -> None:
+        try:
+            self._stop(self._current(), deadline)
+        except BackendError:
+            if not harmless or self.state != BROKEN:
+                raise
+            self._restore_bases()
 
     def _restore_bases(self) -> None:
         from vmm.devices.in_flight import undone_requests  # not needed to start

@@ -59,8 +59,7 @@ class VirtioBlk(VhostUserDevice):
 
     def show_empty(self) -> None:
         """There is no disk: no capacity, everything else as it will be with one."""
-        config = blk.slot_config()
-        config.num_queues = len(self.queue_sizes)
+        config = blk.slot_config(len(self.queue_sizes), max(self.queue_sizes))
         self._set_slot_features(readonly=False)
         self._config = config.encode()
         self._empty = True

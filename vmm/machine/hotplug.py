@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from vmm.block.image import Image
     from vmm.config.model import DriveConfig
+    from vmm.devices.vhost_user import VhostUserDevice
     from vmm.machine.machine import Machine
     from vmm.vm import Vm
     from vmm.worker.process import WorkerProcess
@@ -36,6 +37,9 @@ PLUG_LIMIT = 10.0
 DRAIN_LIMIT = 10.0
 # ... for the I/O of a worker that had to be killed to end.
 DEAD_LIMIT = 20.0
+# ... for the replacement of a worker that is under way.
+RELEASE_LIMIT = 15.0
+RELEASE_POLL = 0.01
 MAX_NODES = 64
 
 
@@ -51,7 +55,8 @@ class Hotplug:
 
     # ---- one at a time ---------------------------------------------------------------------
 
-    def _enqueue(self, action: Callable[[Done], None], done: Done) -> None:
+    def take_turn(self, action: Callable[[Done], None], done: Done) -> None:
+        """Have `action(finish)` run when nothing else happens to a slot; then `done(error)`."""
         self._queue.append((action, done))
         if len(self._queue) == 1:
             self._run_next()
@@ -78,7 +83,7 @@ class Hotplug:
 
     def add_node(self, drive: DriveConfig, done: Done) -> None:
         """`blockdev-add`: open and lock an image."""
-        self._enqueue(lambda finish: self._add_node(drive, finish), done)
+        self.take_turn(lambda finish: self._add_node(drive, finish), done)
 
     def _add_node(self, drive: DriveConfig, done: Done) -> None:
         blocks = self._machine.blocks
@@ -99,7 +104,7 @@ class Hotplug:
 
     def delete_node(self, name: str, done: Done) -> None:
         """`blockdev-del`: close an image that no device uses."""
-        self._enqueue(lambda finish: self._delete_node(name, finish), done)
+        self.take_turn(lambda finish: self._delete_node(name, finish), done)
 
     def _delete_node(self, name: str, done: Done) -> None:
         node = self._machine.blocks.get(name)
@@ -117,7 +122,7 @@ class Hotplug:
     def add_disk(self, name: str, driver: str, number: int, drive: str,
                  options: Mapping[str, str], done: Done) -> None:
         """`device_add`: a worker serves the back end `drive` in slot `number`."""
-        self._enqueue(lambda finish: self._add_disk(name, driver, number, drive, options, finish),
+        self.take_turn(lambda finish: self._add_disk(name, driver, number, drive, options, finish),
                       done)
 
     def _add_disk(self, name: str, driver: str, number: int, drive: str,
@@ -140,6 +145,7 @@ class Hotplug:
             raise DeviceError(f"The slot {number} is occupied already by '{slot.occupant.id}'.",
                               "choose another one, or remove that device")
         node.device_id = name
+        slot.device.rename(name)
         self._plug(slot, node, name, driver, options, done)
 
     def _plug(self, slot: Slot, node: BlockNode, name: str, driver: str,
@@ -149,12 +155,16 @@ class Hotplug:
         kind = BlockWorkers(self._vm.nursery(), node, name, shape, slot=True)
 
         def failed(error: Exception, worker: WorkerProcess | None = None) -> None:
-            node.device_id = None
-            if worker is not None:
-                worker.kill()
-                if worker.reason:
-                    error = DeviceError(f"{error}; the worker says: {worker.reason}")
-            self._back_to_null(slot, lambda _: done(error))
+            def finish(_: Exception | None) -> None:
+                node.device_id = None
+                slot.device.rename(empty_name(slot.number))
+                self._vm.nursery().pages.drop(name)
+                done(error)
+
+            if worker is None:
+                finish(None)
+            else:
+                self._undo(slot, worker, kind, finish)
 
         def spawn(error: Exception | None) -> None:
             if error is not None:
@@ -170,6 +180,8 @@ class Hotplug:
 
         def connected(error: Exception | None, worker: WorkerProcess) -> None:
             if error is not None:
+                if worker.reason not in str(error):
+                    error = DeviceError(f"{error}; its worker ended: {worker.reason}")
                 failed(error, worker)
                 return
             self._null.release(slot.device)
@@ -191,7 +203,20 @@ class Hotplug:
         if not worker.wait_started(deadline):
             raise DeviceError(f"{slot.device.id}: failed to update config: the worker did not "
                               "start", worker.reason or "look at the log")
-        slot.device.replace_backend(worker.take_socket(), deadline, drain=True)
+        slot.device.replace_backend(worker.take_socket(), deadline, drain=True, harmless=True)
+
+    def _undo(self, slot: Slot, worker: WorkerProcess, kind: BlockWorkers, done: Done) -> None:
+        """End a worker that could not take over, or not completely."""
+        worker.kill()
+        socket_fd = worker.take_socket()
+        if socket_fd >= 0:
+            os.close(socket_fd)
+        if not slot.device.is_without_backend():
+            done(None)  # the null back end serves on
+            return
+        # It may have taken requests before it failed.
+        self._vm.off_loop(lambda: kind.discard(kind.open(False, DEAD_LIMIT)),
+                          lambda _: self._back_to_null(slot.device, done))
 
     def _show(self, slot: Slot, change: Callable[[], None], done: Done) -> None:
         """Change what the config space says, and tell the guest."""
@@ -214,7 +239,7 @@ class Hotplug:
 
         DEVICE_DELETED just before `done`.
         """
-        self._enqueue(lambda finish: self._delete_device(name, finish), done)
+        self.take_turn(lambda finish: self._delete_device(name, finish), done)
 
     def _delete_device(self, name: str, done: Done) -> None:
         device = self._machine.devices.get(name)
@@ -224,19 +249,33 @@ class Hotplug:
         if not slot.replaceable or device.worker is None:
             raise DeviceError(f"Device {name} can't be unplugged: its back end is not ours",
                               "end that back end, the guest then sees that the device failed")
-        if not self._vm.supervisor.release(device):
-            raise StateError(f"The worker of {name} is being replaced", "try again soon")
+        def released(error: Exception | None) -> None:
+            if error is None:
+                self._replace_by_null(slot, drained)
+            else:
+                done(error)
 
         def drained(error: Exception | None) -> None:
             if error is None:
                 self._gone(slot, device, done)
             else:
-                log.warning(f"Device {name} is unplugged from a worker that hangs: {error}")
-                self._evict(slot, device, lambda _: self._gone(slot, device, done))
+                log.warning(f"Device {name} is unplugged from a worker that hangs or has died: "
+                            f"{error}")
+                self._evict(slot, device, done)
 
-        self._replace_by_null(slot, drained, drain=True)
+        self._release(device, time.monotonic() + RELEASE_LIMIT, released)
 
-    def _replace_by_null(self, slot: Slot, done: Done, drain: bool) -> None:
+    def _release(self, device: Device, deadline: float, done: Done) -> None:
+        """Wait until the supervisor lets go of the device: its worker may be being replaced."""
+        if self._vm.supervisor.release(device):
+            done(None)
+        elif time.monotonic() > deadline:
+            done(StateError(f"The worker of {device.id} is being replaced, which takes long",
+                            "try again soon; query-workers shows when it serves"))
+        else:
+            self._vm.loop.call_later(RELEASE_POLL, lambda: self._release(device, deadline, done))
+
+    def _replace_by_null(self, slot: Slot, done: Done) -> None:
         """What a driver has started must go on; what none has started needs nobody."""
         device = slot.device
         deadline = time.monotonic() + DRAIN_LIMIT
@@ -246,7 +285,7 @@ class Hotplug:
             try:
                 device.detach(deadline)
             except BackendError:
-                device.replace_backend(fds.pop(), deadline, drain)
+                device.replace_backend(fds.pop(), deadline, drain=True)
 
         def finish(error: Exception | None) -> None:
             if fds:  # it was not needed: the null worker sees it closed
@@ -260,7 +299,11 @@ class Hotplug:
 
     def _evict(self, slot: Slot, device: Device, done: Done) -> None:
         """Its worker hangs: kill it, wait until its I/O has ended, have the null back end
-        answer for what is still in flight."""
+        answer for what is still in flight.
+
+        While the kernel still does that I/O nobody may answer for it: the guest would use the
+        memory for something else.  The device stays then, and gets a worker when it has ended.
+        """
         worker, kind = device.worker, device.kind
         assert worker is not None and kind is not None
         worker.kill()
@@ -269,11 +312,18 @@ class Hotplug:
             slot.device.lost("it was killed")
             kind.discard(kind.open(False, DEAD_LIMIT))
 
-        self._vm.off_loop(work, lambda _: self._back_to_null(slot, done))
+        def ended(error: Exception | None) -> None:
+            if error is None:
+                self._back_to_null(slot.device, lambda _: self._gone(slot, device, done))
+            else:
+                self._vm.supervisor.watch(device)
+                done(error)
 
-    def _back_to_null(self, slot: Slot, done: Done) -> None:
-        if slot.device.is_in_use() and slot.device.is_without_backend():
-            self._null.attach(slot.device, done)
+        self._vm.off_loop(work, ended)
+
+    def _back_to_null(self, device: VhostUserDevice, done: Done) -> None:
+        if device.is_in_use() and device.is_without_backend():
+            self._null.attach(device, done)
         else:
             done(None)
 
@@ -297,7 +347,15 @@ class Hotplug:
 
     def needed(self, slot: Slot) -> None:
         """A driver started an empty slot."""
-        self._enqueue(lambda finish: self._back_to_null(slot, finish), _log_failure)
+        self.take_turn(lambda finish: self._back_to_null(slot.device, finish), _log_failure)
+
+    def give_up(self, device: Device, done: Done) -> None:
+        """In its turn: nobody but the null back end serves this device from now on."""
+        if self._machine.devices.get(device.id) is not device:
+            done(None)  # it went meanwhile
+            return
+        self._vm.off_loop(lambda: device.device.lost("it is given up"),
+                          lambda _: self._null.attach(device.device, done))
 
 
 def _log_failure(error: Exception | None) -> None:

@@ -97,21 +97,31 @@ class NullBackend:
         now = time.monotonic()
         self._budget = min(BUDGET, self._budget + BUDGET_RATE * (now - self._refilled)) - 1
         self._refilled = now
-        served, self._served = self._served, []
-        for device in served:
+        for device in list(self._served):
             if self._budget < 0:
+                self._served.remove(device)
                 device.on_failure("the null worker dies again and again")
-            elif device.is_in_use():
-                self.attach(device, _log_failure)
             else:
-                self._let_go(device)
+                self._revive_in_turn(device)
 
-    def _let_go(self, device: VhostUserDevice) -> None:
-        def finish(error: Exception | None) -> None:
-            if error is not None:  # a driver started it meanwhile
-                self.attach(device, _log_failure)
+    def _revive_in_turn(self, device: VhostUserDevice) -> None:
+        # A disk may be coming to this slot right now.
+        self._vm.hotplug.take_turn(lambda done: self._revive(device, done), _log_failure)
 
-        self._vm.off_loop(lambda: device.detach(time.monotonic() + CONNECT_LIMIT), finish)
+    def _revive(self, device: VhostUserDevice, done: Done) -> None:
+        def detached(error: Exception | None) -> None:
+            if error is None:
+                self.release(device)
+                done(None)
+            else:  # a driver started it meanwhile
+                self.attach(device, done)
+
+        if device not in self._served:
+            done(None)
+        elif device.is_in_use():
+            self.attach(device, done)
+        else:
+            self._vm.off_loop(lambda: device.detach(time.monotonic() + CONNECT_LIMIT), detached)
 
 
 def _complain(problem: str) -> None:

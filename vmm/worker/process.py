@@ -44,7 +44,7 @@ class WorkerProcess:
     on_end: called on the main loop when it has ended, with the reason; None: only logged.
     """
 
-    __slots__ = ("_control", "_nursery", "_reported", "_silent",
+    __slots__ = ("_control", "_doomed", "_nursery", "_reported", "_silent",
                  "_started", "device", "engine", "kind", "on_end", "orders", "pid", "pidfd",
                  "reason", "restarts", "serial", "socket_fd", "stages", "state", "stopping")
 
@@ -68,6 +68,7 @@ class WorkerProcess:
         self.orders = Orders(self._control)
         self._silent = False
         self._reported = False
+        self._doomed = False  # `kill` came before the nursery's answer
         # Held until the worker has started or is dead: waiters take and release it.
         self._started = _thread.allocate_lock()
         self._started.acquire()
@@ -80,6 +81,8 @@ class WorkerProcess:
         self.pid = pid
         self.pidfd = pidfd
         self._nursery.loop.add(pidfd, select.EPOLLIN, self._on_end)
+        if self._doomed:
+            self.kill()
         self._check_running()
 
     def _check_running(self) -> None:
@@ -207,7 +210,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End it now, if it lives. Its end is noticed by the loop as any other."""
-        self.stopping = True
+        self.stopping = self._doomed = True
         if self.pidfd >= 0:
             try:
                 pidfd_send_signal(self.pidfd, SIGKILL)

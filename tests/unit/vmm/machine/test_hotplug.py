@@ -35,7 +35,7 @@ class Work:
             self.ended.append((name, error))
             then()
 
-        self.hotplug._enqueue(action, ended)
+        self.hotplug.take_turn(action, ended)
 
     def finish(self, name: str) -> None:
         self.waiting.pop(name)(None)
@@ -73,7 +73,7 @@ def test_a_failure_makes_way_for_the_next(work: Work) -> None:
         raise StateError("no", "never")
 
     work.want("first")
-    work.hotplug._enqueue(broken, lambda error: work.ended.append(("broken", error)))
+    work.hotplug.take_turn(broken, lambda error: work.ended.append(("broken", error)))
     work.want("last")
     work.finish("first")
     assert work.started == ["first", "last"]
