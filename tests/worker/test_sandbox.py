@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.sandbox import stages
 from shared.sandbox.stages import ALWAYS, DESCRIPTIONS, NAMES
 from tests.support.capabilities import require
 from tests.support.sandbox import probe_nursery
@@ -186,6 +187,22 @@ def test_no_file_for_landlock(prober: Prober) -> None:
     assert prober.call("openat", -100, "/dev/null", 0, 0, off=off) == "result: EACCES"
     assert prober.call("execve", "/bin/true", 0, 0, off=off) == "result: EACCES"
     assert prober.call("unlink", "/etc/passwd", off=off) == "result: EACCES"
+
+
+def test_no_network_and_no_signal_for_landlock(prober: Prober) -> None:
+    abi = stages.lib.sv_landlock_abi()
+    off = only("landlock")
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(f"\0sandbox-landlock-{os.getpid()}")
+        unix.listen()
+        port = server.getsockname()[1]
+        tcp = [socket.AF_INET, 2, port >> 8, port & 255, 127, 0, 0, 1]
+        local = [socket.AF_UNIX, *f"\0sandbox-landlock-{os.getpid()}".encode()]
+        if abi >= 4:
+            assert prober.attempt("connect", *tcp, off=off) == "result: EACCES"
+        if abi >= 6:
+            assert prober.attempt("connect", *local, off=off) == "result: EPERM"
+            assert prober.call("kill", os.getpid(), 0, off=off) == "result: EPERM"
 
 
 def test_no_network(prober: Prober) -> None:

@@ -44,6 +44,10 @@ image = os.open(sys.argv[1], os.O_RDWR)
 worker = nursery.spawn("blk", "disk", {"image": image}, {"aio": aio})
 fine = worker.wait_started(time.monotonic() + 10)
 print("fine" if fine else "failed", worker.engine, worker.reason, worker.stages)
+try:
+    print("root holds", os.listdir(f"/proc/{nursery.pid}/root/."))
+except OSError as error:
+    print("root holds", error)
 nursery.close()
 """
 
@@ -149,3 +153,13 @@ def test_everything_off(tmp_path: Path) -> None:
 
     said = start(tmp_path, "landlock_create_ruleset: ENOSYS", ",".join(NAMES))
     assert said.startswith("fine") and "['fds', 'no-new-privs']" in said
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_a_root_that_can_t_be_pivoted_is_covered(open_folder: Path, uid: int) -> None:
+    """The initial ramfs: the empty directory is moved over it."""
+    require("root")
+    require("userns")
+    said = start(open_folder, "pivot_root: EINVAL", uid=uid)
+    assert said.startswith("fine") and "'mount'" in said
+    assert "root holds []" in said
