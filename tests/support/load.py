@@ -8,36 +8,57 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.support.test_vm import TestVm
 
+SECTORS, ROUNDS = 1024, 4  # of one blk.stress
+VERSIONS = 4               # of one blk.overlap
+
+
+def stress_requests(sectors: int, rounds: int) -> int:
+    """How many requests `blk.stress` makes (tests/guest/blk_commands.c)."""
+    total = 0
+    for number in range(rounds):
+        chunk = 1 + number * 5 % 17
+        total += -(-sectors // chunk) - (-sectors // (chunk + number % 3))
+    return total
+
 
 class Load:
-    """`with`: the bare-metal guest makes overlapping writes (`blk.overlap`) without end.
+    """`with`: the bare-metal guest writes, reads and verifies without end.
 
     Leaving waits for the last command, and raises what went wrong. Nobody else may talk to the
     guest meanwhile.
+
+    :param depth: requests in flight.
+    :param ways: "overlap": `blk.overlap`, whose writes overlap, but which the guest needs long to
+        prepare and to check; "stress": `blk.stress`, which keeps the queue full. In turn, if both.
     """
 
-    def __init__(self, vm: TestVm, lanes: int, versions: int = 4, disk: int = 0) -> None:
+    def __init__(self, vm: TestVm, depth: int, ways: tuple[str, ...] = ("overlap",)) -> None:
         self.requests = 0  # verified until now
-        self.longest = 0.0  # seconds: the longest wait of the guest for a completion
         self.runs = 0
         self._vm = vm
-        self._command = f"blk.overlap {disk} 0 {lanes} {versions}"
-        self._salt = 1
-        self._versions = versions
+        self._depth = depth
+        self._ways = ways
         self._end = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
+    def _once(self) -> None:
+        if self._ways[self.runs % len(self._ways)] == "stress":
+            command = f"blk.stress 0 0 {SECTORS} {ROUNDS} {self._depth}"
+            count = stress_requests(SECTORS, ROUNDS)
+        else:
+            command = f"blk.overlap 0 0 {self._depth} {VERSIONS} {1 + self.runs * VERSIONS}"
+            count = 2 * self._depth * VERSIONS
+        answer = self._vm.guest(command, 120)
+        if not answer.ok:
+            raise AssertionError(f"{answer}\n{self._vm.story()}")
+        self.runs += 1
+        self.requests += count
+
     def _work(self) -> None:
         try:
             while not self._end.is_set():
-                answer = self._vm.guest(f"{self._command} {self._salt}", 60)
-                if not answer.ok:
-                    raise AssertionError(f"{answer}\n{self._vm.story()}")
-                self._salt += self._versions
-                self.runs += 1
-                self.requests += answer.value("requests")
-                self.longest = max(self.longest, answer.value("longest-us") / 1e6)
+                self._once()
         except BaseException as error:
             self._error = error
 
