@@ -62,11 +62,14 @@ def install(file: BufferedReader, root: str) -> None:
             pass
 
     def load_group(group: tuple[Entry, ...]) -> None:
-        for _, _, path, time, size, _ in group:
-            if time:
-                found = stat(f"{root}/{path}")
-                if (found.st_mtime_ns, found.st_size) != (time, size):
-                    return  # its names are found the usual way
+        try:
+            for _, _, path, time, size, _ in group:
+                if time:
+                    found = stat(f"{root}/{path}")
+                    if (found.st_mtime_ns, found.st_size) != (time, size):
+                        return  # its names are found the usual way
+        except OSError:
+            return  # a source is gone: so may its module be
         for entry in group:
             entries[entry[0]] = entry
         for entry in group:

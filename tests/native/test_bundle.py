@@ -87,6 +87,16 @@ def test_a_group_with_changed_sources_is_left_alone(command: Path, tree: Path) -
     assert start(command)["vmm.machine.microvm"][0] == "Finder"
 
 
+def test_a_module_that_is_gone(command: Path, tree: Path) -> None:
+    """One that nothing needs any more (here: nothing that SAY needs)."""
+    source = tree / "vmm/qmp/events.py"
+    try:
+        source.rename(source.with_suffix(".away"))
+        assert start(command)["vmm.machine.microvm"][0] == "file"
+    finally:
+        source.with_suffix(".away").rename(source)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"N", b"\x00" * 64, b"cut"])
 def test_a_bundle_that_is_missing_or_foreign(command: Path, tree: Path,
                                              content: bytes | None) -> None:
