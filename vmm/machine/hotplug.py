@@ -249,11 +249,14 @@ class Hotplug:
         if not slot.replaceable or device.worker is None:
             raise DeviceError(f"Device {name} can't be unplugged: its back end is not ours",
                               "end that back end, the guest then sees that the device failed")
+
         def released(error: Exception | None) -> None:
-            if error is None:
-                self._replace_by_null(slot, drained)
-            else:
+            if error is not None:
                 done(error)
+                return
+            assert device.worker is not None
+            device.worker.stopping = True  # it ends with its connection, nobody need be told
+            self._replace_by_null(slot, drained)
 
         def drained(error: Exception | None) -> None:
             if error is None:
@@ -316,6 +319,7 @@ class Hotplug:
             if error is None:
                 self._back_to_null(slot.device, lambda _: self._gone(slot, device, done))
             else:
+                worker.stopping = False
                 self._vm.supervisor.watch(device)
                 done(error)
 
