@@ -2,16 +2,14 @@
 
     python -m tests.fuzz.guided [TARGET...] [--seconds N] [--keep]
 
-All targets at once, each in a process of its own, niced.  With `--keep` what was found is
-reduced to what adds coverage and becomes the corpus of the repository.
+All targets at once, each in a process of its own, niced.  With `--keep` what was found becomes
+the corpus of the repository.
 """
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 from tests.fuzz.guided import corpus
 from tests.fuzz.guided.targets import MAX_LENGTH, TARGETS
@@ -47,15 +45,6 @@ def _command(name: str, *libfuzzer: str) -> list[str]:
             f"-max_len={MAX_LENGTH}", "-timeout=10", *libfuzzer]
 
 
-def _keep(name: str, found: Path) -> None:
-    reduced = WORK / f"{name}-reduced"
-    shutil.rmtree(reduced, ignore_errors=True)
-    reduced.mkdir()
-    subprocess.run(_command(name, "-merge=1", str(reduced), str(found)), check=True,
-                   cwd=corpus.ROOT, capture_output=True)
-    corpus.keep(name, [path.read_bytes() for path in sorted(reduced.iterdir())])
-
-
 def main(arguments: list[str]) -> int:
     """Exit code: how many targets found something."""
     if arguments[:1] == ["--in-process"]:
@@ -87,7 +76,8 @@ def main(arguments: list[str]) -> int:
               f"{WORK / f'{name}.log' if status else ' '.join(told)}", flush=True)
         failed += status != 0
         if keeping and not status:
-            _keep(name, WORK / name)
+            # libFuzzer keeps what adds coverage, shorter for longer.
+            corpus.keep(name, [path.read_bytes() for path in (WORK / name).iterdir()])
     return failed
 
 
