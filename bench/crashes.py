@@ -68,8 +68,12 @@ def disk(folder: Path, kind: str, requests: int = 400) -> Iterator[tuple[str, Sl
 
 
 @contextmanager
-def machine(folder: Path, file: str, slow: SlowDisk | None, queues: int) -> Iterator[TestVm]:
-    """A VM with that disk, whose log is `folder`/log."""
+def machine(folder: Path, file: str, slow: SlowDisk | None, queues: int,
+            group: str = "") -> Iterator[TestVm]:
+    """A VM with that disk, whose log is `folder`/log.
+
+    :param group: folder of the control group that its processes go into; "" for none.
+    """
     with TestVm(folder, "-machine", "microvm", "-kernel", guest("guest.elf"), "-m", "128",
                 "-smp", "2", "-D", folder / "log", "-drive", f"id=d,file={file}", "-device",
                 f"virtio-blk-device,drive=d,id=blk0,num-queues={queues}") as vm:
@@ -78,6 +82,8 @@ def machine(folder: Path, file: str, slow: SlowDisk | None, queues: int) -> Iter
         vm.qmp.command("query-status")
         if slow is not None:
             slow.hold_back([vm.process.pid, *children(vm.process.pid)])
+        for pid in (vm.process.pid, *children(vm.process.pid)) if group else ():
+            (Path(group) / "cgroup.procs").write_text(str(pid))
         yield vm
 
 

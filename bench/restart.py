@@ -7,13 +7,14 @@ shorter but the disk.  No request may fail.  Goal: 20 ms median beyond that wait
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import crashes
+from bench import crashes, urgent
 from bench.report import BenchError, Goal, Report, parse, parser, show
 from tests.support.load import Load
 from tests.support.test_vm import VmFailure
@@ -26,12 +27,12 @@ DEPTH = 32
 LONGEST = {"page cache": 0.3, "direct": 0.3, "slow disk": 0.6}  # seconds of a worker's life
 
 
-def measure(kind: str, kills: int, seed: int) -> crashes.Outcome:
+def measure(kind: str, kills: int, seed: int, group: str) -> crashes.Outcome:
     """Kill that many workers of a VM with a disk of that kind."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         with (crashes.disk(folder, kind) as (file, slow),
-              crashes.machine(folder, file, slow, 1) as vm):
+              crashes.machine(folder, file, slow, 1, group) as vm):
             return crashes.run(folder, vm, Load(vm, DEPTH, ("stress",)), kills, LONGEST[kind],
                                random.Random(seed))
 
@@ -39,6 +40,8 @@ def measure(kind: str, kills: int, seed: int) -> crashes.Outcome:
 def main(arguments: Sequence[str]) -> int:
     """Exit code 1: it can't be measured here, or the guest saw an error."""
     command = parser(__doc__ or "", 100, 20)
+    command.add_argument("--urgent", action="store_true",
+                         help="the VM goes before all else that runs here")
     line = parse(command, arguments)
     report = Report("restart", "Restart gap of a killed blk worker, in ms", [
         "", "kills", "gap", "longest", "old I/O", "longest", "done again", "beyond the wait",
@@ -46,7 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     failed = False
     for number, kind in enumerate(LONGEST):
         try:
-            found = measure(kind, line.rounds, number)
+            with urgent.group() if line.urgent else contextlib.nullcontext("") as group:
+                found = measure(kind, line.rounds, number, group)
         except (AssertionError, VmFailure, BenchError) as error:
             print(f"bench restart: {kind}: {error}", file=sys.stderr)
             failed = True
