@@ -33,8 +33,6 @@ ENTRY = re.compile(r"workers\.\w+\.worker")
 WORKER_FILES = {"__init__.py", "__main__.py", "worker.py", "device.py", "seccomp.policy",
                 "README.md"}
 PROGRAM_FILES = WORKER_FILES | {"program.py", "service.py"}
-# The core doesn't start it yet, so it is no part of the sandbox's promise.
-NOT_STARTED = {"workers/net": {"seccomp.policy"}}
 
 # Folder of native/ -> folders whose headers its sources may include besides its own.
 C = {
@@ -102,9 +100,8 @@ def test_workers_have_the_same_files() -> None:
             continue
         found = {name.split("/")[-1] for name in tree.files() if name.startswith(folder + "/")}
         wanted = PROGRAM_FILES if "program.py" in found else WORKER_FILES
-        lacking = wanted - found - NOT_STARTED.get(folder, set())
-        if found and lacking:
-            wrong.append(f"{folder} lacks {', '.join(sorted(lacking))}")
+        if found and wanted - found:
+            wrong.append(f"{folder} lacks {', '.join(sorted(wanted - found))}")
     assert not wrong
 
 
