@@ -49,6 +49,11 @@ def test_links_resolve() -> None:
     assert not wrong
 
 
+def test_the_first_page_leads_to_all() -> None:
+    linked = set(LINK.findall(tree.text("README.md")))
+    assert not {page for page in PAGES if page.startswith("docs/")} - linked
+
+
 def test_named_files_exist() -> None:
     """A code map that names what isn't there is worse than none."""
     wrong = [f"{page}: {path}" for page in PAGES if page != "CHANGELOG.md"
