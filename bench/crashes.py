@@ -99,14 +99,14 @@ def run(folder: Path, vm: TestVm, load: Load, number: int, longest: float,
     with load:
         while len(killed) < number and load.goes_on():
             if len(killed) % PATIENCE == PATIENCE - 1:
-                _drain(vm)
+                _wait_served(vm, killed)
                 time.sleep(LONG_ENOUGH)
             time.sleep(chance.uniform(0, longest))
             pid = _next_victim(vm, killed)
             killed[pid] = time.time()
             kill(pid)
         _next_victim(vm, killed)
-    _drain(vm)
+    _wait_served(vm, killed)
     outcome.seconds = time.monotonic() - began
     outcome.requests = load.requests
     _match(outcome, vm, killed, (folder / "log").read_text())
@@ -125,13 +125,15 @@ def _next_victim(vm: TestVm, killed: dict[int, float]) -> int:
     raise BenchError(f"no worker came back\n{vm.story()}")
 
 
-def _drain(vm: TestVm) -> None:
-    """Until the last worker serves, with all events read."""
+def _wait_served(vm: TestVm, killed: dict[int, float]) -> None:
+    """Until a living worker serves, with all events read."""
     deadline = time.monotonic() + 60
     while True:
         workers = vm.qmp.command("query-workers")
         last = [e["data"]["pid"] for e in vm.qmp.events if e["event"] == "WORKER_RESTARTED"][-1:]
-        if last and [worker["pid"] for worker in workers] == last:
+        # Before the first kill nobody has been restarted; a dead one shows until it is replaced.
+        if not killed or (last and last[0] not in killed
+                          and [worker["pid"] for worker in workers] == last):
             return
         if time.monotonic() > deadline:
             raise BenchError(f"the last worker does not serve\n{vm.story()}")

@@ -63,8 +63,12 @@ def soak(case: Case, kills: int, seed: int) -> crashes.Outcome:
             answer = vm.guest(f"blk.init 0 {FEATURES[case.features]:#x}")
             if not answer.ok:
                 raise BenchError(f"{answer}\n{vm.story()}")
-            return crashes.run(folder, vm, Load(vm, case.depth, ("overlap", "stress")), kills,
-                               LONGEST, random.Random(seed))
+            try:
+                return crashes.run(folder, vm, Load(vm, case.depth, ("overlap", "stress")), kills,
+                                   LONGEST, random.Random(seed))
+            except (AssertionError, BenchError) as error:
+                log = (folder / "log").read_text()
+                raise BenchError(f"{error}\nlog: {log[-3000:]}") from error
 
 
 def main(arguments: Sequence[str]) -> int:
