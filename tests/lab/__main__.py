@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
             sys.stdout.write(result.output)
             return result.code
         port = lab.connect_port("tty")
-        lab.start("exec setsid -c sh -i </dev/vport0p2 >/dev/vport0p2 2>&1", timeout=36000)
+        lab.start("exec setsid -c sh -i <>/dev/vport0p2 >&0 2>&1", timeout=36000)
         bridge(port, lab.agent)
     return 0
 

@@ -80,7 +80,7 @@ def in_lab(setting: dict[str, str], shell: bool) -> int:
             from tests.lab.__main__ import bridge
 
             port = lab.connect_port("tty")
-            lab.start(f"{command} --shell </dev/vport0p2 >/dev/vport0p2 2>&1", 36000)
+            lab.start(f"{command} --shell <>/dev/vport0p2 >&0 2>&1", 36000)
             say("ctrl-] leaves")
             bridge(port, lab.agent)
             return 0
