@@ -31,6 +31,8 @@ SWITCH_INTERVAL = 0.0002
 # Seconds after the guest's start at which this thread confines itself, which takes some
 # milliseconds: until then there is more urgent work.
 CONFINE_DELAY = 0.05
+# Seconds that -daemonize waits for workers before it reports success; they need some tenths.
+START_LIMIT = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,11 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         vm = _start(config, cleanup)
         if ready is not None:
+            vm.wait_for_workers(START_LIMIT)
             ready.report(None)
         # The launcher turned it off. What is there now stays to the end: it need not be searched.
         gc.freeze()
         gc.enable()
         vm.loop.run()
+        if vm.failure is not None:
+            raise vm.failure
         return vm.exit_code
     except Exception as error:
         cleanup.run()  # before anybody hears of it: nothing is left behind then

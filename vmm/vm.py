@@ -19,7 +19,7 @@ import _thread
 import time
 
 from shared import log
-from vmm.errors import StateError, VmmError
+from vmm.errors import StateError, VmmError, WorkerSpawnError
 from vmm.hypervisor.interface import EXIT_POWEROFF, EXIT_RESET, EXIT_SHUTDOWN
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
@@ -67,6 +67,7 @@ class Vm:
         self._clock: bytes | None = None
         self._io_errors: IoErrors | None = None
         self._supervisor: Supervisor | None = None
+        self.failure: VmmError | None = None  # why the start failed after all
         self._null: NullBackend | None = None
         self._hotplug: Hotplug | None = None
 
@@ -297,7 +298,30 @@ class Vm:
         if device.worker.state == "dead":
             self.loop.call_soon(self._call_supervisor)
 
+    def wait_for_workers(self, limit: float) -> None:
+        """Until the workers that the VM starts with serve. Before the loop runs.
+
+        :raises WorkerSpawnError: the host lacks what their sandbox needs.
+        """
+        deadline = time.monotonic() + limit
+        for worker in self.workers():
+            worker.wait_started(deadline)
+        self._check_sandboxes()
+        if self.failure is not None:
+            raise self.failure
+
+    def _check_sandboxes(self) -> None:
+        """A host that lacks a stage can't run this VM: its start fails, though it has begun."""
+        for worker in self.workers():
+            if worker.lacks and self.failure is None:
+                self.failure = WorkerSpawnError(
+                    f"Worker {worker.kind} '{worker.device}' can't start: {worker.reason}")
+                self.run_state = "shutdown"
+                self.loop.stop()
+
     def _call_supervisor(self) -> None:
+        if self._supervisor is None:
+            self._check_sandboxes()
         if self.run_state != "shutdown":
             self.supervisor  # noqa: B018  # it looks at every worker when it is made
 

@@ -21,7 +21,7 @@ from _signal import SIGKILL, pidfd_send_signal  # type: ignore[import-not-found]
 from native import _sandbox
 from shared.control.channel import Channel, ChannelClosed, close_quietly
 from shared.control.codec import CodecError
-from shared.errors import SharedError, StratovirtError, check
+from shared.errors import SandboxError, SharedError, StratovirtError, check
 from shared.sandbox import OFF_VARIABLE, policy, stages
 from workers import startup
 from workers.errors import UsageError
@@ -190,7 +190,7 @@ class Nursery:
         try:
             pid, pidfd = self._clone(message, fds, slot)
         except StratovirtError as error:
-            self._channel.send({"serial": serial, "error": str(error)})
+            self._channel.send({"serial": serial, "error": str(error), "stage": stage_of(error)})
             return -1
         finally:
             for fd in fds:
@@ -268,12 +268,17 @@ def _become_worker(entry: Entry, device: str, fds: dict[str, int],
         entry(device, fds, options, reporter)
         status = 0
     except StratovirtError as error:
-        reporter.tell("error", text=str(error))
+        reporter.tell("error", text=str(error), stage=stage_of(error))
     except BaseException as error:
         # A defect of ours: say where. The traceback module would open source files.
         reporter.tell("error", text=f"{type(error).__name__}: {error} ({_where(error)})")
     finally:
         os._exit(status)
+
+
+def stage_of(error: StratovirtError) -> str:
+    """The stage of the sandbox that can't be had; empty: it failed for another reason."""
+    return error.stage if isinstance(error, SandboxError) else ""
 
 
 def _where(error: BaseException) -> str:

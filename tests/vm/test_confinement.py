@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from shared.sandbox.stages import DESCRIPTIONS
+from tests.support.blk_worker import ROOT
 from tests.support.guest import crc32
 from tests.support.test_vm import wait_until
 
@@ -104,3 +106,37 @@ def test_names_go_with_a_killed_core(start_vm: Start, disk: Path, tmp_path: Path
     vm.process.kill()
     vm.process.wait(10)
     wait_until(lambda: not vm.qmp_path.exists() and not pidfile.exists(), "the end of the names")
+
+
+# The product on a host without Landlock.
+POOR = """
+import sys
+from native import _sandbox
+from shared.sandbox import policy
+rules = [policy._parse("landlock_create_ruleset: EOPNOTSUPP", "a poor host", "test")]
+program = policy.compile_rules(rules, policy.NOTHING)
+_sandbox.lib.sv_no_new_privs()
+assert _sandbox.lib.sv_filter_install(program, len(program)) == 0
+from vmm.__main__ import run
+run()
+"""
+
+
+def test_a_host_that_lacks_a_stage(start_vm: Start, disk: Path) -> None:
+    """The start fails, with a line that names stage and way out, which is one."""
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {site!r}]\n{POOR}"
+    command = [sys.executable, "-I", "-S", "-c", code]
+    vm = start_vm(disks=(disk,), command=command)
+    assert vm.process.wait(20) == 1
+    line = vm.errors.read_text().splitlines()[-1]
+    assert line.startswith("stratovirt: Worker blk 'blk0' can't start")
+    assert "stage 'landlock'" in line and "-sandbox on,landlock=off" in line
+    # The parent of a daemon hears it too.
+    vm = start_vm("-daemonize", disks=(disk,), command=command, serial=False)
+    assert vm.process.wait(20) == 1
+    assert "-sandbox on,landlock=off" in vm.errors.read_text()
+    vm = start_vm("-sandbox", "on,landlock=off", disks=(disk,), command=command)
+    assert vm.guest("blk.read 0 0 8").value("crc") == crc32(disk, 0, 8)
+    worker, = vm.qmp.command("query-workers")
+    assert "landlock" not in worker["sandbox"] and "seccomp" in worker["sandbox"]

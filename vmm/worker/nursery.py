@@ -157,7 +157,8 @@ class Nursery:
         if worker is not None and isinstance(pid, int) and len(fds) == 1:
             worker.cloned(pid, fds.pop())
         elif worker is not None:
-            worker.failed(f"the nursery says: {str(message.get('error', ''))[:500]}")
+            worker.failed(f"the nursery says: {str(message.get('error', ''))[:500]}",
+                          str(message.get("stage", ""))[:64])
         close_all(fds)
 
     def _lost(self, why: str) -> None:

@@ -45,8 +45,9 @@ class WorkerProcess:
     """
 
     __slots__ = ("_control", "_doomed", "_nursery", "_reported", "_silent",
-                 "_started", "device", "engine", "kind", "on_end", "orders", "pid", "pidfd",
-                 "reason", "restarts", "serial", "socket_fd", "stages", "state", "stopping")
+                 "_started", "device", "engine", "kind", "lacks", "on_end", "orders", "pid",
+                 "pidfd", "reason", "restarts", "serial", "socket_fd", "stages", "state",
+                 "stopping")
 
     def __init__(self, nursery: Nursery, serial: int, kind: str, device: str, socket_fd: int,
                  control_fd: int) -> None:
@@ -59,6 +60,7 @@ class WorkerProcess:
         self.pidfd = -1
         self.state = STARTING
         self.reason = ""
+        self.lacks = ""
         self.engine = ""
         self.restarts = 0
         self.stages: list[str] = []
@@ -91,9 +93,10 @@ class WorkerProcess:
             self.state = RUNNING
             self._started.release()
 
-    def failed(self, reason: str) -> None:
-        """The nursery could not make it."""
+    def failed(self, reason: str, lacks: str = "") -> None:
+        """The nursery could not make it, for lack of a sandbox's stage or for another reason."""
         self._drain_control()
+        self.lacks = lacks
         self._ended(reason)
 
     def _on_control(self, events: int) -> None:
@@ -132,6 +135,7 @@ class WorkerProcess:
             log.warning(f"Worker {self.kind} '{self.device}': {_one_line(text)}")
         elif kind == "error":
             self.reason = _one_line(text)
+            self.lacks = str(message.get("stage", ""))[:64]
         elif kind in ("done", "failed"):
             self.orders.answered(message)
         elif kind == "io-error":
