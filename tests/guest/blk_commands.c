@@ -103,6 +103,20 @@ static void info(struct disk *disk)
 	      (u64)read32(disk->base + REG_CONFIG + 20), disk->config_changes);
 }
 
+// blk.await DISK CHANGES MILLISECONDS: until its configuration has changed more often than that.
+static void await_command(struct disk *disk, u64 changes, u64 limit)
+{
+	u64 deadline = clock_ns() + limit * NSEC_PER_MS;
+
+	print("note waiting\n");
+	while (disk->config_changes == changes &&
+	       wait_change(&disk->config_changes, changes, deadline))
+		;
+	timer_stop();
+	print("%s blk.await changes=%u\n", disk->config_changes == changes ? "fail" : "ok",
+	      disk->config_changes);
+}
+
 // blk.read DISK SECTOR COUNT [DEPTH CHUNK]: CRC-32 of the sectors.
 static void read_command(struct disk *disk, u64 sector, u64 count, u64 depth, u64 chunk)
 {
@@ -270,6 +284,8 @@ bool blk_command(int argc, char **words, u64 *argv)
 	}
 	if (!compare(name, "info"))
 		info(disk);
+	else if (!compare(name, "await"))
+		await_command(disk, argument(argc, argv, 2, 0), argument(argc, argv, 3, 5000));
 	else if (!compare(name, "flush"))
 		answer("blk.flush", disk_request(disk, T_FLUSH, 0, NULL, 0));
 	else if (!compare(name, "id"))

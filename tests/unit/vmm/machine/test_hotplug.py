@@ -13,6 +13,9 @@ from vmm.machine.hotplug import Hotplug
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm.machine.machine import Device
+    from vmm.machine.slots import Slot
+
     Done = Callable[[Exception | None], None]
 
 
@@ -85,3 +88,71 @@ def test_nothing_is_plugged_into_a_vm_that_ends(work: Work) -> None:
     work.want("late")
     (_, error), = work.ended
     assert isinstance(error, StateError) and work.started == []
+
+
+# ---- a disk that does not answer ---------------------------------------------------------------
+
+
+class Stuck:
+    """A device whose worker hangs, and whose I/O does not end after its death."""
+
+    def __init__(self, ends: bool) -> None:
+        self.ends = ends
+        self.calls: list[str] = []
+        self.worker = SimpleNamespace(kill=lambda: self.calls.append("kill"), stopping=True,
+                                      reason="")
+        self.kind = SimpleNamespace(open=self.open, discard=lambda fd: None)
+        self.device = SimpleNamespace(
+            lost=lambda text: self.calls.append("lost"), is_in_use=lambda: True,
+            is_without_backend=lambda: True, rename=lambda name: None,
+            show_empty=lambda: self.calls.append("empty"), on_config_change=lambda: None)
+        self.slot = SimpleNamespace(number=1, device=self.device, replaceable=True, occupant=None)
+        self.slot.occupant = SimpleNamespace(id="d", worker=self.worker, kind=self.kind,
+                                             device=self.device)
+        self.machine = SimpleNamespace(blocks={}, slots=[self.slot],
+                                       devices={"d": self.slot.occupant})
+        self.vm = SimpleNamespace(
+            run_state="running", off_loop=self.off_loop, events=SimpleNamespace(
+                emit=lambda name, data: self.calls.append(name)),
+            nursery=lambda: SimpleNamespace(pages=SimpleNamespace(drop=lambda name: None)),
+            supervisor=SimpleNamespace(watch=lambda device: self.calls.append("watch")))
+        null = SimpleNamespace(attach=self.attach)
+        self.hotplug = Hotplug(self.vm, self.machine, null)  # type: ignore[arg-type]
+
+    def open(self, drained: bool, limit: float) -> int:
+        self.calls.append("wait")
+        if not self.ends:
+            raise StateError("I/O is still under way", "wait")
+        return 0
+
+    def attach(self, device: object, done: Done) -> None:
+        self.calls.append("null")
+        done(None)
+
+    def off_loop(self, work: Callable[[], None], finish: Done) -> None:
+        try:
+            work()
+        except StateError as error:
+            finish(error)
+        else:
+            finish(None)
+
+
+def test_nobody_answers_before_the_io_has_ended() -> None:
+    stuck = Stuck(ends=True)
+    answers: list[Exception | None] = []
+    stuck.hotplug._evict(cast("Slot", stuck.slot), cast("Device", stuck.slot.occupant),
+                         answers.append)
+    assert stuck.calls == ["kill", "lost", "wait", "null", "kill", "empty",
+                           "DEVICE_DELETED"]
+    assert answers == [None] and stuck.machine.devices == {}
+
+
+def test_a_device_whose_io_does_not_end_stays() -> None:
+    stuck = Stuck(ends=False)
+    answers: list[Exception | None] = []
+    stuck.hotplug._evict(cast("Slot", stuck.slot), cast("Device", stuck.slot.occupant),
+                         answers.append)
+    assert stuck.calls == ["kill", "lost", "wait", "watch"]
+    assert isinstance(answers[0], StateError)
+    assert list(stuck.machine.devices) == ["d"] and not stuck.worker.stopping
