@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import socket
 
 ESCAPE = b"\x1d"
+# The port can be opened once, and is no terminal.
+SHELL = ("exec python3 -c 'import pty; pty.spawn([\"sh\", \"-i\"])' "
+         "<>/dev/vport0p2 >&0 2>&1")
 
 
 def bridge(port: socket.socket, done: socket.socket | None = None) -> None:
@@ -65,7 +68,7 @@ def main(arguments: list[str]) -> int:
             sys.stdout.write(result.output)
             return result.code
         port = lab.connect_port("tty")
-        lab.start("exec setsid -c sh -i <>/dev/vport0p2 >&0 2>&1", timeout=36000)
+        lab.start(SHELL, timeout=36000)
         bridge(port, lab.agent)
     return 0
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lab import images, kernels
+from tests.lab.__main__ import SHELL
 from tests.lab.kernels import lz4_legacy
 from tests.lab.lab import LabHang
 
@@ -28,6 +29,19 @@ def test_scripts_run_and_kvm_is_real(lab: Lab) -> None:
 def test_a_script_over_its_time_is_killed(lab: Lab) -> None:
     assert lab.run("sleep 1000", timeout=1).code == 137
     assert lab.check("echo still here") == "still here\n"
+
+
+def test_a_shell_in_the_lab(lab: Lab) -> None:
+    with lab.connect_port("tty") as port:
+        lab.start(SHELL)
+        port.settimeout(60)
+        port.sendall(b"tty; echo $((40 + 2))\n")
+        said = b""
+        while b"\n42" not in said:
+            said += port.recv(4096)
+        assert b"/dev/pts/" in said
+        port.sendall(b"exit\n")
+        assert lab.finish(60).code == 0
 
 
 def test_a_deaf_processor_is_noticed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
