@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 AT_FDCWD = -100
 libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
 
 
 def call(name: str, *arguments: object) -> str:
