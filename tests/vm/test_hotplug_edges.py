@@ -258,3 +258,26 @@ def test_a_driver_that_starts_and_stops_all_the_time(start_vm: Start, image: Pat
         thread.join(40)
     assert not hung, hung
     assert vm.guest("blk.read 1 0 64").value("crc") == crc32(image, 0, 64)
+
+
+def test_nothing_acknowledged_is_lost(start_vm: Start, image: Path) -> None:
+    vm = start_vm()
+    run(vm, blockdev(image), device(1))
+    acknowledged: list[int] = []
+
+    def write() -> None:
+        for number in range(1000):
+            if not vm.guest(f"blk.write 1 {8 * number} 8 {number}").ok:
+                return
+            acknowledged.append(number)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    wait_until(lambda: len(acknowledged) > 5, "some writes")
+    run(vm, unplug())
+    thread.join(40)
+    assert not thread.is_alive() and len(acknowledged) < 1000
+    content = image.read_bytes()
+    for number in acknowledged:
+        at = 8 * number * SECTOR
+        assert content[at:at + 8 * SECTOR] == pattern(8 * number, 8, number), number
