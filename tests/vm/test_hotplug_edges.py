@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support import hostile_backend
 from tests.support.guest import SECTOR, crc32, pattern
+from tests.support.hostile_backend import HostileBackend
 from tests.support.killer import children, kill
 from tests.support.qmp import QmpClient
 from tests.support.test_vm import wait_until
@@ -281,3 +283,53 @@ def test_nothing_acknowledged_is_lost(start_vm: Start, image: Path) -> None:
     for number in acknowledged:
         at = 8 * number * SECTOR
         assert content[at:at + 8 * SECTOR] == pattern(8 * number, 8, number), number
+
+
+# ---- what may not be plugged or unplugged ------------------------------------------------------
+
+
+def refusal(vm: TestVm, command: str) -> str:
+    answer = vm.qmp.raw(command)
+    assert "error" in answer, answer
+    return str(answer["error"]["desc"])
+
+
+def test_a_foreign_back_end_stays(start_vm: Start, tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "backend.sock"
+    with HostileBackend(path, hostile_backend.silent):
+        vm = start_vm("-chardev", f"socket,id=b,path={path}",
+                      "-device", "vhost-user-blk-device,chardev=b,id=foreign")
+        assert "not ours" in refusal(vm, unplug("foreign"))
+        run(vm, blockdev(image))
+        assert "occupied already by 'foreign'" in refusal(vm, device(0))
+        run(vm, device(1))
+        vm.qmp.command("quit")
+        assert vm.wait() == 0
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_the_root_disk_by_another_name(start_vm: Start, tmp_path: Path, image: Path,
+                                       link: Callable[[Path, Path], None]) -> None:
+    vm = start_vm(disks=(f"{image},direct=off",))
+    link(image, tmp_path / "innocent.img")
+    text = refusal(vm, blockdev(tmp_path / "innocent.img"))
+    assert "innocent.img" in text and "drive 'd0' of this VM has it" in text
+
+
+def test_all_slots_taken(start_vm: Start, tmp_path: Path) -> None:
+    vm = start_vm()
+    for number in range(6):
+        path = tmp_path / f"{number}.img"
+        path.write_bytes(bytes((number + 1) * MIB))
+        run(vm, blockdev(path, f"d{number}"), device(number, f"d{number}"))
+    for number in range(6):
+        assert (vm.guest(f"blk.info {number}").value("sectors")
+                == (number + 1) * MIB // SECTOR)
+    (tmp_path / "more.img").write_bytes(bytes(MIB))
+    run(vm, blockdev(tmp_path / "more.img", "more"))
+    for number in range(6):
+        assert "occupied" in refusal(vm, device(number, "more"))
+    assert "no slot 6" in refusal(vm, device(6, "more"))
+    for number in reversed(range(6)):
+        run(vm, unplug(f"d{number}"))
+    wait_until(lambda: not children(vm.process.pid, "sv-blk"), "the end of the workers")
