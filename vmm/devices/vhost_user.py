@@ -322,6 +322,11 @@ class VhostUserDevice(VirtioDevice):
         """There is none, or it is of no use any more."""
         return self.state == BROKEN
 
+    def has_lost_backend(self) -> bool:
+        """There is none, or it has closed the connection. Main loop; never waits."""
+        session = self._session
+        return self.state == BROKEN or (session is not None and session.hung_up)
+
     def rename(self, id: str) -> None:
         """Another device is what the slot shows from now on."""
         self.id = id

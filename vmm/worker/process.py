@@ -221,6 +221,13 @@ class WorkerProcess:
             except OSError:
                 pass  # it has ended, the loop will see
 
+    def discard(self) -> None:
+        """It never served: end it, close the connection if nobody took it."""
+        self.kill()
+        socket_fd = self.take_socket()
+        if socket_fd >= 0:
+            os.close(socket_fd)
+
     def put_down(self, reason: str) -> None:
         """End it because it is faulty: that counts as a crash."""
         if self.state != DEAD and not self.reason:

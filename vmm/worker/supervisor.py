@@ -121,12 +121,20 @@ class Supervisor:
             device.worker.on_end = None
         return True
 
+    def brings_worker(self, device: Device) -> bool:
+        """A back end will come without anybody else's help: the device isn't given up."""
+        ward = self._wards.get(device.id)
+        return ward is not None and ward.device is device and ward.state != GIVEN_UP
+
     def _adopt(self, ward: Ward) -> None:
         worker = ward.device.worker
         assert worker is not None
         worker.on_end = lambda reason: self._ended(ward, worker, reason)
         if worker.state == "dead":
             self._ended(ward, worker, worker.reason)
+        elif ward.device.device.has_lost_backend():
+            # Told while something else was under way, when `lost` does nothing.
+            self.lost(ward.device, "its device lost the connection to it")
 
     # ---- what happens ----------------------------------------------------------------------
 
@@ -238,11 +246,23 @@ class Supervisor:
         self._adopt(ward)
 
     def _give_up(self, ward: Ward, reason: str) -> None:
-        ward.state = GIVEN_UP
+        ward.state = OPENING
         device = ward.device
         log.error(f"Device {device.id} is given up: {reason}")
         self._vm.events.emit("WORKER_GIVEN_UP", {"device": device.id, "reason": reason})
-        self._vm.serve_errors(device)
+
+        def work() -> None:
+            # Nobody may answer for requests that the kernel still works on: the driver would
+            # use their memory for something else.
+            device.device.lost("it is given up")
+            ward.kind.discard(ward.kind.open(drained=False))
+
+        def finish(error: Exception | None) -> None:
+            if not self._is_over(ward):  # else: whoever ends it deals with the device
+                ward.state = GIVEN_UP
+                self._vm.serve_errors(device)
+
+        self._vm.off_loop(work, finish)
 
     # ---- live upgrade ----------------------------------------------------------------------
 
@@ -302,10 +322,10 @@ class Supervisor:
 
         def finish(error: Exception | None) -> None:
             if self._is_over(ward):
-                worker.kill()
+                worker.discard()
                 done(error or StateError(f"The device '{device.id}' went meanwhile"))
             elif error is not None:
-                worker.kill()
+                worker.discard()
                 ward.state = SERVING
                 old.stopping = False
                 if times[0]:

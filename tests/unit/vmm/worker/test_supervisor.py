@@ -70,6 +70,9 @@ class FakeWorker:
     def kill(self) -> None:
         self.killed = "killed"
 
+    def discard(self) -> None:
+        self.killed = "discarded"
+
     def put_down(self, reason: str) -> None:
         self.put_down_with = reason
 
@@ -85,7 +88,11 @@ class FakeBackedDevice:
         self.on_lost: Callable[[str], None] | None = None
         self.replaced: list[tuple[int, bool]] = []
         self.told_lost: list[str] = []
+        self.hung_up = False
         self.errors: list[Exception] = []  # of the next replacements
+
+    def has_lost_backend(self) -> bool:
+        return self.hung_up
 
     def lost(self, text: str) -> None:
         self.told_lost.append(text)
@@ -350,6 +357,50 @@ def test_a_worker_that_lies_is_put_down(case: Case) -> None:
     case.worker.die("killed by signal 9: it talks nonsense")
     case.world.run()
     assert "WORKER_RESTARTED" in case.vm.names()
+
+
+def test_a_connection_lost_while_its_worker_connects_is_remembered(case: Case) -> None:
+    """`lost` comes before the worker counts as serving, and never again."""
+    case.vm.held = []
+    case.worker.die()
+    case.vm.held.pop()()
+    (connecting,) = case.vm.held
+    case.device.device.hung_up = True
+    assert case.device.device.on_lost is not None
+    case.device.device.on_lost("it closed the connection")
+    case.world.run()
+    connecting()
+    assert case.worker is case.kind.made[0] and case.worker.put_down_with
+
+
+def test_a_connection_lost_during_an_upgrade_that_fails_is_remembered(case: Case) -> None:
+    case.vm.held = []
+    answers = case.restart()
+    case.device.device.hung_up = True
+    case.kind.open_error = DeviceError("no such file", "")
+    case.vm.held.pop()()
+    assert isinstance(answers[0], DeviceError) and case.worker.put_down_with
+
+
+def test_nobody_answers_for_the_given_up_before_the_io_has_ended(case: Case) -> None:
+    case.kind.spawn_errors = [WorkerSpawnError("no", "")] * FRUITLESS_LIMIT
+    case.die()
+    case.world.run(case.world.now + 60)
+    # Each attempt opened the image, and so did the end, whose lock nobody needs.
+    assert len(case.kind.opened) == case.vm.names().count("WORKER_CRASHED")
+    assert case.kind.discarded == 1 and case.vm.served_errors == 1
+
+
+def test_who_is_given_up_gets_no_worker(case: Case) -> None:
+    device = cast("Device", case.device)
+    assert case.supervisor.brings_worker(device)
+    case.kind.open_error = DeviceError("no such file", "")
+    case.worker.die()
+    assert case.supervisor.brings_worker(device)
+    case.world.run()
+    assert not case.supervisor.brings_worker(device)
+    case.supervisor.release(device)
+    assert not case.supervisor.brings_worker(device)
 
 
 def test_a_device_that_was_released_is_nobodys(case: Case) -> None:
