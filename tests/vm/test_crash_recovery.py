@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.killer import Killer, children, kill, wait_quiet
 from tests.support.test_vm import wait_until
+from vmm.block.image import INCARNATION, hold_incarnation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,6 +162,25 @@ def test_a_worker_dies_while_the_vm_is_paused(start_vm: Start, disk: Path) -> No
     assert vm.qmp.command("query-status")["status"] == "paused"
     vm.qmp.command("cont")
     stress(vm, 32, 2)
+
+
+def test_cont_waits_for_the_io_of_the_dead(start_vm: Start, disk: Path) -> None:
+    """Nobody else answers for the disk meanwhile: the driver would see errors."""
+    vm = start_vm(disks=(f"{disk},direct=off",))
+    stress(vm, 32, 1)
+    vm.qmp.command("stop")
+    description = os.open(disk, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        hold_incarnation(description, INCARNATION)  # as I/O does that a dead worker left
+        kill(wait_quiet(vm.process.pid)[0])
+        wait_until(lambda: events(vm, "WORKER_CRASHED"), "the worker's end", 10)
+        vm.qmp.command("cont")
+        workers = vm.qmp.command("query-workers")
+    finally:
+        os.close(description)
+    assert not [worker for worker in workers if worker["kind"] == "null"]
+    stress(vm, 32, 2)
+    assert len(events(vm, "WORKER_RESTARTED")) == 1
 
 
 def test_who_dies_again_and_again_is_given_up(start_vm: Start, disk: Path) -> None:

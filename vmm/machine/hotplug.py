@@ -213,10 +213,7 @@ class Hotplug:
 
     def _undo(self, slot: Slot, worker: WorkerProcess, kind: BlockWorkers, done: Done) -> None:
         """End a worker that could not take over, or not completely."""
-        worker.kill()
-        socket_fd = worker.take_socket()
-        if socket_fd >= 0:
-            os.close(socket_fd)
+        worker.discard()
         if not slot.device.is_without_backend():
             done(None)  # the null back end serves on
             return
@@ -262,7 +259,12 @@ class Hotplug:
                 return
             assert device.worker is not None
             device.worker.stopping = True  # it ends with its connection, nobody need be told
-            self._replace_by_null(slot, drained)
+            try:
+                self._replace_by_null(slot, drained)
+            except StratovirtError as caught:  # no null worker: the device stays
+                device.worker.stopping = False
+                self._vm.supervisor.watch(device)
+                done(caught)
 
         def drained(error: Exception | None) -> None:
             if error is None:
@@ -359,8 +361,16 @@ class Hotplug:
     # ---- slots without a disk --------------------------------------------------------------
 
     def needed(self, slot: Slot) -> None:
-        """A driver started an empty slot."""
-        self.take_turn(lambda finish: self._back_to_null(slot.device, finish), _log_failure)
+        """A driver started a slot that has no back end now."""
+        self.take_turn(lambda finish: self._serve_needy(slot, finish), _log_failure)
+
+    def _serve_needy(self, slot: Slot, done: Done) -> None:
+        # A disk whose worker has died isn't an empty slot: its next worker goes on with the
+        # rings, once the I/O of the last one has ended.
+        if slot.occupant is not None and self._vm.supervisor.brings_worker(slot.occupant):
+            done(None)
+        else:
+            self._back_to_null(slot.device, done)
 
     def give_up(self, device: Device, done: Done) -> None:
         """In its turn: nobody but the null back end serves this device from now on."""

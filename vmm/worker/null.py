@@ -47,8 +47,12 @@ class NullBackend:
         :raises WorkerSpawnError: the worker can't be had.
         """
         worker = self._living()
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX,
-                                          _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            ours, theirs = _socket.socketpair(_socket.AF_UNIX,
+                                              _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        except OSError as error:
+            raise WorkerSpawnError(f"Can't connect to the null worker: {error.strerror}",
+                                   "check the limit on descriptors") from error
         try:
             worker.orders.send("serve", _complain, [theirs.fileno()],
                                queues=len(device.queue_sizes),

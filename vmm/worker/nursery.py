@@ -92,7 +92,11 @@ class Nursery:
 
         :raises WorkerSpawnError: the process can't be started.
         """
-        ours, theirs = pair()
+        try:
+            ours, theirs = pair()
+        except OSError as error:
+            raise WorkerSpawnError(f"Can't reach a nursery of workers: {error.strerror}",
+                                   "check the limit on descriptors") from error
         try:
             if self._keeper is not None:
                 self.pid = self._keeper.spawn(theirs)

@@ -156,3 +156,35 @@ def test_a_device_whose_io_does_not_end_stays() -> None:
     assert stuck.calls == ["kill", "lost", "wait", "watch"]
     assert isinstance(answers[0], StateError)
     assert list(stuck.machine.devices) == ["d"] and not stuck.worker.stopping
+
+
+@pytest.mark.parametrize(("brings", "calls"), [(True, []), (False, ["null"])])
+def test_a_disk_whose_worker_comes_back_gets_no_null_back_end(brings: bool,
+                                                              calls: list[str]) -> None:
+    """A driver may start the device, or `cont` come, while the last one's I/O is under way."""
+    stuck = Stuck(ends=True)
+    stuck.vm.supervisor.brings_worker = lambda device: brings
+    stuck.hotplug.needed(cast("Slot", stuck.slot))
+    assert stuck.calls == calls
+    stuck.slot.occupant = None
+    stuck.hotplug.needed(cast("Slot", stuck.slot))
+    assert stuck.calls == [*calls, "null"]
+
+
+def test_no_null_worker_leaves_the_disk_where_it_was() -> None:
+    stuck = Stuck(ends=True)
+    stuck.worker.state = "running"
+
+    def connect(device: object) -> int:
+        raise StateError("no null worker", "")
+
+    stuck.hotplug._null.connect = connect  # type: ignore[method-assign]
+    timers: list[Callable[[], None]] = []
+    stuck.vm.loop = SimpleNamespace(call_later=lambda delay, call: timers.append(call))
+    releases = [False, True]
+    stuck.vm.supervisor.release = lambda device: releases.pop(0)
+    answers: list[Exception | None] = []
+    stuck.hotplug.delete_device("d", answers.append)
+    timers.pop()()  # from a timer: nobody above catches anything
+    assert isinstance(answers[0], StateError) and stuck.calls == ["watch"]
+    assert not stuck.worker.stopping and not stuck.hotplug._queue
