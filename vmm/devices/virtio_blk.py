@@ -61,12 +61,14 @@ class VirtioBlk(VhostUserDevice):
         """There is no disk: no capacity, everything else as it will be with one."""
         config = blk.slot_config(len(self.queue_sizes), max(self.queue_sizes))
         self._set_slot_features(readonly=False)
+        self._config_changes += 1  # a vCPU may be about to keep what the last worker said
         self._config = config.encode()
         self._empty = True
 
     def show_disk(self, readonly: bool) -> None:
         """A worker serves a disk in this slot now; the guest is to be told."""
         self._set_slot_features(readonly)
+        self._config_changes += 1
         self._config = None
         self._empty = False
 
