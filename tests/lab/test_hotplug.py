@@ -56,7 +56,7 @@ def test_disks_come_and_go_under_linux(play: Play) -> None:
     size = images.root_disk().stat().st_size // 512
     assert f"{size}+0+0+0+0+0+" in console          # vda, and five empty disks
     assert "EXT4-fs error (device vdb)" in console   # errors, and no hang
-    assert console.count(f"\n{size}") == 2, console  # plugged twice
+    assert console.count(f"\n{size}\r\n") == 2, console  # plugged twice
     assert images.MESSAGE.strip() in console
     deleted = [event for event in report["events"] if event["event"] == "DEVICE_DELETED"]
     assert [event["data"]["device"] for event in deleted] == ["drive-0"]
