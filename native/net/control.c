@@ -6,6 +6,10 @@
 
 #include "net/internal.h"
 
+// Bytes of the longest command: buffers of a guest may overlap, and terabytes of addresses would
+// keep the lock, and whoever wants to stop the queue, for minutes.
+#define COMMAND_MAX (1 << 20)
+
 // Reads the readable buffers of a command from front to back.
 struct cursor {
 	const struct sv_chain *chain;
@@ -148,7 +152,7 @@ static bool obey(struct sv_net_queue *queue)
 	struct cursor cursor = {&queue->chain, 0, 0};
 	uint8_t header[2]; // class, command
 
-	if (!take(&cursor, header, sizeof(header)))
+	if (queue->chain.out_bytes > COMMAND_MAX || !take(&cursor, header, sizeof(header)))
 		return false;
 	switch (header[0]) {
 	case VIRTIO_NET_CTRL_RX: return set_mode(queue, header[1], &cursor);

@@ -414,6 +414,7 @@ BAD_COMMANDS = {
     "table cut in an address": (MAC_CLASS, 0, struct.pack("<I", 2) + MAC),
     "table without multicast": (MAC_CLASS, 0, struct.pack("<I", 1) + MAC),
     "table with an endless count": (MAC_CLASS, 0, b"\xff" * 4 + bytes(600)),
+    "table that is too long": (MAC_CLASS, 0, struct.pack("<I", 180_000) + bytes(1_080_004)),
     "vlan 4096": (VLAN, 0, struct.pack("<H", 4096)), "short vlan": (VLAN, 0, b"\1"),
     "unknown vlan command": (VLAN, 2, b"\1\0"),
     "pairs without MQ": (MQ, 0, b"\1\0"), "announce": (ANNOUNCE, 1, b""),
