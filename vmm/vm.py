@@ -173,7 +173,12 @@ class Vm:
         def work() -> None:
             if first:
                 return
-            machine.resume_devices()
+            try:
+                machine.resume_devices()
+            except VmmError:
+                # The VM stays paused: so must those that could start.
+                machine.pause_devices(time.monotonic() + PAUSE_LIMIT)
+                raise
             if self._clock is not None:
                 machine.vm.set_clock(self._clock)  # the guest's clock stood still meanwhile
 
@@ -195,10 +200,15 @@ class Vm:
 
         def finish(error: Exception | None) -> None:
             self._transition = ""
-            if error is None and self.run_state in ("running", "paused"):
-                if running:
-                    machine.resume_vcpus()
-                self.events.emit("RESET", {"guest": False})
+            if self.run_state in ("running", "paused"):
+                if error is not None and running:
+                    # Half reset, and the vCPUs stand still: another system_reset, or quit.
+                    self.run_state = "paused"
+                    self.events.emit("STOP", {})
+                elif error is None:
+                    if running:
+                        machine.resume_vcpus()
+                    self.events.emit("RESET", {"guest": False})
             done(error)
 
         def work() -> None:
@@ -410,7 +420,11 @@ class Vm:
                 error = VmmError(f"internal error: {caught!r}", "see the log")
             self.loop.call_soon(lambda: finish(error))
 
-        _thread.start_new_thread(run, ())
+        try:
+            _thread.start_new_thread(run, ())
+        except RuntimeError as caught:  # the limit on threads
+            error = VmmError(f"Can't start a thread: {caught}", "raise the limit on threads")
+            self.loop.call_soon(lambda: finish(error))
 
 
 def _nothing_lost(text: str) -> None:
