@@ -5,6 +5,7 @@
 
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -92,6 +93,7 @@ struct sv_vcpu {
 	_Atomic int kicked;
 	_Atomic int in_run;
 	pthread_mutex_t kick_lock; // guards tid
+	sigset_t outer_mask; // what the thread blocked before it was this vCPU's
 	pid_t tid;
 };
 
@@ -99,7 +101,8 @@ int sv_vcpu_create(int vm_fd, uint32_t index, int run_size, struct sv_machine *m
 		   struct sv_vcpu **vcpu);
 // -EBUSY while a thread is bound.
 int sv_vcpu_destroy(struct sv_vcpu *vcpu);
-// On the vCPU's own thread: before its first run, and after its last.
+// On the vCPU's own thread: before its first run, and after its last. In between all signals
+// but its own are blocked.
 int sv_vcpu_bind(struct sv_vcpu *vcpu);
 void sv_vcpu_unbind(struct sv_vcpu *vcpu);
 

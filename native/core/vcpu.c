@@ -80,11 +80,11 @@ int sv_vcpu_bind(struct sv_vcpu *vcpu)
 	sigdelset(&mask, SIGABRT);
 	sigdelset(&mask, SIGSYS);
 	sigdelset(&mask, SIGTRAP);
-	ret = pthread_sigmask(SIG_SETMASK, &mask, NULL);
-	if (ret)
-		return -ret;
 	if (sigaction(KICK_SIGNAL, &action, NULL) < 0)
 		return -errno;
+	ret = pthread_sigmask(SIG_SETMASK, &mask, &vcpu->outer_mask);
+	if (ret)
+		return -ret;
 	bound = vcpu;
 	pthread_mutex_lock(&vcpu->kick_lock);
 	vcpu->tid = (pid_t)syscall(SYS_gettid);
@@ -99,6 +99,7 @@ void sv_vcpu_unbind(struct sv_vcpu *vcpu)
 	vcpu->tid = 0;
 	pthread_mutex_unlock(&vcpu->kick_lock);
 	bound = NULL;
+	pthread_sigmask(SIG_SETMASK, &vcpu->outer_mask, NULL);
 }
 
 // No kick is lost: `kicked` is set before the signal is sent, and the loop, before it enters

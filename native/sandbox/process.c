@@ -51,20 +51,26 @@ static void *first_steps(void *argument)
 	void *volatile block = malloc(64);
 
 	free(block);
-	return argument;
+	*(pid_t *)argument = gettid();
+	return NULL;
 }
 
 int sv_load_late_parts(void)
 {
 	pthread_t thread;
+	pid_t tid = 0;
 	int ret;
 
 	// Opened when a thread is cancelled or ends itself.
 	if (!dlopen("libgcc_s.so.1", RTLD_NOW | RTLD_GLOBAL))
 		return -ENOENT;
 	// The first thread makes the C library install signal handlers.
-	ret = pthread_create(&thread, NULL, first_steps, NULL);
+	ret = pthread_create(&thread, NULL, first_steps, &tid);
 	if (!ret)
 		ret = pthread_join(thread, NULL);
+	// A joined thread is still a member of this process for some microseconds, in which
+	// unshare(CLONE_NEWUSER) would get EINVAL.
+	while (tid && syscall(SYS_tgkill, getpid(), tid, 0) == 0)
+		sched_yield();
 	return -ret;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -223,12 +224,15 @@ def test_a_kick_before_the_run_ends_it_at_once(boot: Boot) -> None:
     guest = boot(asm.HLT, paused=True)
     guest.vcpu.kick()
     guest.vcpu.kick()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     guest.vcpu.bind_thread()
     try:
         assert guest.vcpu.run().kind == 5
         assert guest.vcpu.get_regs()["rip"] == asm.CODE, "no instruction ran"
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
         guest.vcpu.unbind_thread()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked
 
 
 def test_registers_are_whole_after_a_pause_in_a_handler(boot: Boot) -> None:

@@ -71,7 +71,7 @@ class Vcpu:
         raise NotImplementedError
 
     def unbind_thread(self) -> None:
-        """The thread's last call: kicks go nowhere from now on."""
+        """The thread's last call: kicks go nowhere from now on, its signals are as before."""
         raise NotImplementedError
 
     def kick(self) -> None:
