@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from _signal import SIG_DFL, SIGHUP, SIGINT, SIGTERM, signal  # type: ignore[import-not-found]
+from _signal import SIG_DFL, SIGHUP, SIGINT, SIGKILL, SIGTERM, signal  # type: ignore[import-not-found]
 
 from shared import log
 from shared.errors import StratovirtError
@@ -35,13 +35,51 @@ CONFINE_DELAY = 0.05
 START_LIMIT = 10.0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one VM to its end; the return value is the exit status (0 orderly, 1 refused)."""
+class Early:
+    """The nursery that the launcher has started (native/launcher/stratovirt.c), if any.
+
+    :param text: "DESCRIPTOR:PID", or empty.
+    """
+
+    __slots__ = ("channel", "pid")
+
+    def __init__(self, text: str) -> None:
+        channel, _, pid = text.partition(":")
+        self.channel, self.pid = int(channel or -1), int(pid or 0)
+
+    def take(self) -> tuple[int, int]:
+        """Its pid and our end of its channel, the caller's from now on."""
+        taken = self.pid, self.channel
+        self.channel, self.pid = -1, 0
+        return taken
+
+    def end(self) -> None:
+        """End it, if nobody took it: it holds nothing yet."""
+        pid, channel = self.take()
+        if pid:
+            os.close(channel)
+            os.kill(pid, SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def main(arguments: list[str] | None = None, early: Early | None = None) -> int:
+    """Run one VM to its end; the return value is the exit status (0 orderly, 1 refused).
+
+    :param early: the nursery that the launcher has started; taken over or ended.
+    """
+    try:
+        return _main(sys.argv[1:] if arguments is None else arguments, early or Early(""))
+    finally:
+        if early is not None:
+            early.end()
+
+
+def _main(arguments: list[str], early: Early) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
     signal(SIGINT, SIG_DFL)  # until the VM is there it just ends us, without a trace
     _own_descriptors()
     try:
-        config = cli.parse(sys.argv[1:] if arguments is None else arguments)
+        config = cli.parse(arguments)
     except cli.Answer as answer:  # -help, -version, -sandbox help
         return _answer(answer.text)
     except Exception as error:
@@ -53,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         ready = daemonize()  # returns in the child; the parent waits for `ready`
     cleanup = Cleanup()
     try:
-        vm = _start(config, cleanup)
+        vm = _start(config, cleanup, early)
         if ready is not None:
             vm.wait_for_workers(START_LIMIT)
             ready.report(None)
@@ -115,11 +153,11 @@ def _describe(error: Exception) -> str:
     return f"internal error: {error!r}; this is a defect, please report it"
 
 
-def _start(config: VmConfig, cleanup: Cleanup) -> Vm:
+def _start(config: VmConfig, cleanup: Cleanup, early: Early) -> Vm:
     """Everything up to the moment at which the guest runs and QMP is answered."""
     loop = EventLoop()
     loop.on_exception = lambda error: log.exception("in the event loop", error)
-    nursery = _start_nursery(config, loop, cleanup)
+    nursery = _start_nursery(config, loop, cleanup, early)
     log.open_log(config.log)
     for warning in config.warnings:
         log.warning(warning)
@@ -158,7 +196,8 @@ def _confine(config: VmConfig, nursery: Nursery | None) -> None:
     confine_main(config.sandbox, nursery)
 
 
-def _start_nursery(config: VmConfig, loop: EventLoop, cleanup: Cleanup) -> Nursery | None:
+def _start_nursery(config: VmConfig, loop: EventLoop, cleanup: Cleanup,
+                   early: Early) -> Nursery | None:
     """The nursery comes before anything is opened, so that it can inherit nothing."""
     if config.machine.kind != "microvm":
         return None
@@ -166,7 +205,10 @@ def _start_nursery(config: VmConfig, loop: EventLoop, cleanup: Cleanup) -> Nurse
 
     nursery = Nursery(loop, config.sandbox.off_stages, config.name)
     cleanup.push(nursery.close)
-    nursery.start()
+    if early.pid:
+        nursery.adopt(*early.take())
+    else:
+        nursery.start()
     return nursery
 
 
@@ -180,9 +222,9 @@ def _build_machine(vm: Vm, nursery: Nursery | None, cleanup: Cleanup) -> Machine
     return builder.build()
 
 
-def run() -> None:
+def run(nursery: str = "") -> None:
     """For the launcher: `main`, then an exit that doesn't wait for daemon threads."""
-    status = main()
+    status = main(early=Early(nursery))
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -5,13 +5,20 @@
 // module path are compiled in (SV_PYTHON, SV_PATHS, parted by colons); in an installed
 // environment they are found beside the command: <prefix>/bin/python3 and
 // <prefix>/lib/python3.*/site-packages.
+//
+// The nursery of workers is an interpreter too. Started here, it gets ready while this process
+// does, on another processor, and can inherit nothing: there is nothing yet.
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <glob.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 // Modules come from one file where it is to be had (native/bundle.py), else as usual. Until the
@@ -20,6 +27,7 @@
 	"import sys,gc\n"                                                                      \
 	"gc.disable()\n"                                                                       \
 	"sys.path[:0]=sys.argv.pop(1).split(':')\n"                                            \
+	"nursery=sys.argv.pop(1)\n"                                                            \
 	"try:\n"                                                                               \
 	" from marshal import load\n"                                                          \
 	" from _frozen_importlib_external import MAGIC_NUMBER\n"                               \
@@ -29,7 +37,74 @@
 	" file.close()\n"                                                                      \
 	"except (OSError,EOFError,ValueError,TypeError):pass\n"                                \
 	"from vmm.__main__ import run\n"                                                       \
-	"run()"
+	"run(nursery)"
+
+#define MAX_PATHS 16
+#define CHANNEL_FD 3
+
+// Whether the command line asks for a VM whose nursery is as any other and this process's child.
+static bool wants_nursery(char **argv)
+{
+	static const char *const others[] = {"-daemonize", "-sandbox", "-help", "-h", "-version",
+					     "-V"};
+	bool kernel = false;
+
+	for (int i = 1; argv[i]; i++) {
+		kernel |= !strcmp(argv[i], "-kernel");
+		for (size_t k = 0; k < sizeof(others) / sizeof(*others); k++)
+			if (!strcmp(argv[i], others[k]))
+				return false;
+	}
+	// A descriptor that we open must not become standard input, output or error.
+	return kernel && fcntl(0, F_GETFD) >= 0 && fcntl(1, F_GETFD) >= 0 &&
+	       fcntl(2, F_GETFD) >= 0;
+}
+
+// In the child. As vmm/worker/nursery.py starts later ones.
+static void become_nursery(char *python, char *paths, int channel)
+{
+	char script[PATH_MAX + 32], *argv[MAX_PATHS + 5] = {python, "-I", "-S", script};
+	char *environment[] = {"LC_ALL=C", NULL};
+	int at = 4, null, high;
+
+	for (char *path = strtok(paths, ":"); path && at < MAX_PATHS + 4; path = strtok(NULL, ":"))
+		argv[at++] = path;
+	snprintf(script, sizeof(script), "%s/workers/begin.py", argv[4]);
+	setsid();
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	high = fcntl(channel, F_DUPFD_CLOEXEC, 64);
+	if (null < 0 || high < 0)
+		_exit(127);
+	for (int fd = 0; fd < 3; fd++)
+		dup2(null, fd);
+	dup2(high, CHANNEL_FD);
+	syscall(SYS_close_range, CHANNEL_FD + 1, ~0U, 0);
+	execve(python, argv, environment);
+	_exit(127); // the core sees its end
+}
+
+// Fills `text` with "DESCRIPTOR:PID" of our end of its channel and of itself; empty: there is
+// none, the core starts one if it needs one.
+static void start_nursery(char *python, const char *paths, char **argv, char *text, size_t size)
+{
+	char *copy;
+	int ends[2];
+	pid_t pid;
+
+	*text = 0;
+	if (!wants_nursery(argv) || socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) < 0)
+		return;
+	fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+	copy = strdup(paths);
+	pid = copy ? fork() : -1;
+	if (pid == 0)
+		become_nursery(python, copy, ends[1]);
+	close(ends[1]);
+	if (pid < 0)
+		close(ends[0]);
+	else
+		snprintf(text, size, "%d:%d", ends[0], (int)pid);
+}
 
 static int fail(const char *what, const char *name)
 {
@@ -40,7 +115,8 @@ static int fail(const char *what, const char *name)
 
 int main(int argc, char **argv)
 {
-	char **out = calloc((size_t)argc + 7, sizeof(*out));
+	char **out = calloc((size_t)argc + 8, sizeof(*out));
+	char nursery[32];
 	int at = 0;
 #ifdef SV_PYTHON
 	char python[] = SV_PYTHON, paths[] = SV_PATHS;
@@ -73,6 +149,8 @@ int main(int argc, char **argv)
 	out[at++] = "-c";
 	out[at++] = CODE;
 	out[at++] = paths;
+	start_nursery(python, paths, argv, nursery, sizeof(nursery));
+	out[at++] = nursery;
 	for (int i = 1; i < argc; i++)
 		out[at++] = argv[i];
 	// In this locale the interpreter uses UTF-8 by itself, and loads no tables for it.

@@ -22,7 +22,7 @@ TAG = f"vmm/__pycache__/startup.{sys.implementation.cache_tag}"
 # Stands for vmm.__main__.run: says where modules came from.
 SAY = """
 import sys
-def run():
+def run(nursery):
     import gc, vmm.errors, vmm.machine.microvm
     for name in ("vmm", "vmm.errors", "vmm.machine.microvm", "shared.errors"):
         module = sys.modules[name]
@@ -41,7 +41,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(
             "__pycache__", "*.c", "*.h"))
     main = root / "vmm/__main__.py"
-    main.write_text(main.read_text().partition("def run()")[0] + SAY)
+    main.write_text(main.read_text().partition("def run(")[0] + SAY)
     subprocess.run([sys.executable, root / "native/bundle.py", root], check=True, cwd=root,
                    stdout=subprocess.DEVNULL)
     return root
@@ -117,7 +117,7 @@ def test_an_error_names_the_source(command: Path, tree: Path) -> None:
     main = tree / "vmm/__main__.py"
     whole, before = main.read_text(), main.stat()
     try:
-        main.write_text(whole + "\n\ndef run():\n    raise RuntimeError('here')\n")
+        main.write_text(whole + "\n\ndef run(nursery):\n    raise RuntimeError('here')\n")
         subprocess.run([sys.executable, tree / "native/bundle.py", tree], check=True, cwd=tree,
                        stdout=subprocess.DEVNULL)
         done = subprocess.run([command], capture_output=True, text=True, timeout=60, check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.capabilities import require
-from tests.support.test_vm import TestVm
+from tests.support.test_vm import TestVm, wait_until
 from tests.support.tree import ROOT
 
 pytestmark = pytest.mark.native
@@ -49,7 +50,7 @@ def test_from_a_source_tree(tmp_path: Path) -> None:
     started, became, arguments = start(command, "-m", "512", "-S")
     assert became == started  # no process in between
     assert arguments[:3] == ["-I", "-S", "-c"]
-    assert arguments[4:] == ["/a:/b", "-m", "512", "-S"]
+    assert arguments[4:] == ["/a:/b", "", "-m", "512", "-S"]
 
 
 def test_from_an_environment(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_from_an_environment(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "env/bin/stratovirt")
     _, _, arguments = start(tmp_path / "link", "-version")
     assert arguments[:3] == ["-I", "-S", "-c"]
-    assert arguments[4:] == [str(site), "-version"]
+    assert arguments[4:] == [str(site), "", "-version"]
 
 
 def test_an_environment_that_is_not_whole(tmp_path: Path) -> None:
@@ -83,3 +84,64 @@ def test_the_command_of_the_source_tree(tmp_path: Path) -> None:
         arguments = process.joinpath("cmdline").read_bytes().split(b"\0")
         assert arguments[1:3] == [b"-I", b"-S"]
         assert process.joinpath("exe").resolve() == Path(sys.executable).resolve()
+
+
+# As `SCRIPT`, but a nursery stays, says what it holds, and ends with its channel.
+WITH_NURSERY = """#!/bin/sh
+case "$3" in
+-c) echo $$; printf "%s\\0" "$@"; exec sleep 0.3;;
+*) ls -l /proc/$$/fd > "$4/held"; printf "%s\\0" "$@" > "$4/arguments"; env > "$4/environment"
+   mv "$4/held" "$4/done"; exec sleep 20;;
+esac
+"""
+
+
+def with_nursery(tmp_path: Path) -> Path:
+    python = interpreter(tmp_path / "python")
+    python.write_text(WITH_NURSERY)
+    return build(tmp_path / "stratovirt", f'-DSV_PYTHON="{python}"',
+                 f'-DSV_PATHS="{tmp_path}:/b"')
+
+
+def test_the_nursery_starts_with_the_vm(tmp_path: Path) -> None:
+    """It holds its channel and nothing else, whatever we inherited; no variable either."""
+    command = with_nursery(tmp_path)
+    with (tmp_path / "other").open("w") as other:
+        os.set_inheritable(other.fileno(), True)
+        process = subprocess.Popen([command, "-m", "128", "-kernel", "x"], close_fds=False,
+                                   stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert int(process.stdout.readline()) == process.pid
+    words = process.stdout.read().split("\0")
+    assert words[6:10] == ["-m", "128", "-kernel", "x"]
+    _, _, pid = words[5].partition(":")
+    wait_until((tmp_path / "done").exists, "the nursery's report")
+    os.kill(int(pid), signal.SIGKILL)
+    process.wait(20)
+    held = [line.split()[-3:] for line in (tmp_path / "done").read_text().splitlines()[1:]]
+    assert {int(number): target for number, _, target in held if "socket" in target}.keys() == {3}
+    assert {target for number, _, target in held if int(number) in (0, 2)} == {"/dev/null"}
+    assert not any("other" in target for _, _, target in held)
+    assert (tmp_path / "arguments").read_text().split("\0")[:-1] == [
+        "-I", "-S", f"{tmp_path}/workers/begin.py", str(tmp_path), "/b"]
+    variables = (tmp_path / "environment").read_text().splitlines()
+    assert {line.partition("=")[0] for line in variables} <= {"LC_ALL", "PWD", "OLDPWD", "SHLVL",
+                                                             "_"}
+
+
+@pytest.mark.parametrize("arguments", [
+    ("-m", "128"), ("-kernel", "x", "-daemonize"), ("-sandbox", "off", "-kernel", "x"),
+    ("-kernel", "x", "-help"), ("-version", "-kernel", "x")])
+def test_starts_that_make_their_own_nursery_or_none(tmp_path: Path,
+                                                    arguments: tuple[str, ...]) -> None:
+    _, _, words = start(with_nursery(tmp_path), *arguments)
+    assert words[5] == "" and words[6:] == list(arguments)
+    assert not (tmp_path / "done").exists()
+
+
+def test_closed_descriptors_come_first(tmp_path: Path) -> None:
+    """Its channel must not become somebody's standard output."""
+    command = with_nursery(tmp_path)
+    text = subprocess.run(f"exec {command} -kernel x 0<&-", shell=True, capture_output=True,
+                          text=True, timeout=20, check=True).stdout
+    assert text.partition("\n")[2].split("\0")[5:8] == ["", "-kernel", "x"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from tests.support.tree import ROOT
 from vmm.worker import nursery as core_side
 from vmm.worker.nursery import Nursery
 
@@ -14,18 +15,19 @@ if TYPE_CHECKING:
     from vmm.event_loop import EventLoop
     from vmm.worker.process import WorkerProcess
 
+PROBES = str(ROOT / "tests/support/begin_probes.py")
 BLK_OPTIONS: dict[str, object] = {"num-queues": 1, "queue-size": 64}
 
 
 def probe_nursery(loop: EventLoop, off: Sequence[str] = ()) -> Nursery:
     """Its blk workers make one attempt to get out (tests/support/sandbox_probe.py)."""
-    code = core_side._CODE
-    core_side._CODE = code.replace("workers.nursery", "tests.support.sandbox_probe")
+    script = core_side._SCRIPT
+    core_side._SCRIPT = PROBES
     try:
         nursery = Nursery(loop, off)
         nursery.start()
     finally:
-        core_side._CODE = code
+        core_side._SCRIPT = script
     return nursery
 
 

@@ -14,6 +14,7 @@ import select
 import sys
 import time
 
+import native
 from shared import log
 from shared.control.channel import Channel, ChannelClosed, pair
 from shared.control.codec import CodecError
@@ -32,29 +33,7 @@ if TYPE_CHECKING:
     from shared.control.channel import Message
     from vmm.event_loop import EventLoop
 
-# What the nursery executes. Should the import fail, the channel is all there is to say so: the
-# bytes before the text are CBOR for a map of one entry, "error".
-_CODE = """
-import sys
-sys.path[:] = sys.argv[1:]
-try:
-    from marshal import load
-    from _frozen_importlib_external import MAGIC_NUMBER
-    root = sys.path[0]
-    with open(f"{root}/workers/__pycache__/startup.{sys.implementation.cache_tag}", "rb") as file:
-        if load(file) == MAGIC_NUMBER:
-            exec(load(file), {"file": file, "root": root})
-except (OSError, EOFError, ValueError, TypeError):
-    pass  # no bundle (native/bundle.py): modules come one by one
-try:
-    from workers.nursery import main
-except BaseException as error:
-    import os
-    text = repr(error).encode()[:500]
-    os.write(3, b"\\xa1\\x65error\\x79" + len(text).to_bytes(2, "big") + text)
-    os._exit(1)
-main()
-"""
+_SCRIPT = os.path.join(os.path.dirname(next(iter(native.__path__))), "workers/begin.py")
 _MAX_QUEUES = 32
 
 
@@ -99,18 +78,31 @@ class Nursery:
                                    "check the limit on descriptors") from error
         try:
             if self._keeper is not None:
-                self.pid = self._keeper.spawn(theirs)
+                pid = self._keeper.spawn(theirs)
             else:
-                self.pid = spawn(sys.executable, *self._command(), theirs)
-            self._pidfd = os.pidfd_open(self.pid)
+                pid = spawn(sys.executable, *self._command(), theirs)
         except OSError as error:
             close_all((ours,))
             raise WorkerSpawnError(f"Can't start the nursery of workers: {error.strerror}",
                                    "check the limits on processes and descriptors") from error
         finally:
             close_all((theirs,))
-        self._channel = Channel(ours, blocking=False)
-        self.loop.add(ours, select.EPOLLIN, self._on_channel)
+        self.adopt(pid, ours)
+
+    def adopt(self, pid: int, channel: int) -> None:
+        """Take over a nursery that runs, a child of this process, and our end of its channel.
+
+        :raises WorkerSpawnError: there is no descriptor left for it; the channel is closed.
+        """
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            close_all((channel,))
+            raise WorkerSpawnError(f"Can't watch the nursery of workers: {error.strerror}",
+                                   "check the limit on descriptors") from error
+        self.pid = pid
+        self._channel = Channel(channel, blocking=False)
+        self.loop.add(channel, select.EPOLLIN, self._on_channel)
         for path in self._names:
             self.remember(path)
         try:
@@ -124,7 +116,7 @@ class Nursery:
 
     def _command(self) -> tuple[list[str], dict[str, str]]:
         """Arguments and environment of a nursery."""
-        argv = [sys.executable, "-I", "-S", "-c", _CODE, *(p for p in sys.path if p)]
+        argv = [sys.executable, "-I", "-S", _SCRIPT, *(p for p in sys.path if p)]
         # As the launcher does (native/launcher/stratovirt.c).
         return argv, {"LC_ALL": "C", OFF_VARIABLE: self._sandbox_off}
 
