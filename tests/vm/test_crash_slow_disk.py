@@ -34,7 +34,7 @@ NO_INDIRECT, BARE = 0x1_EFFF_FFFF, 0x1_0000_0000
 
 
 def victim(vm: TestVm, last: int, load: Load) -> int:
-    """The pid of the worker after the one with pid `last`."""
+    """The pid of the worker after the one with pid `last`, alive but perhaps not yet serving."""
     deadline = time.monotonic() + 60
     while load.goes_on():
         for pid in children(vm.process.pid, "sv-blk"):
@@ -45,18 +45,34 @@ def victim(vm: TestVm, last: int, load: Load) -> int:
     return 0
 
 
+def await_service(vm: TestVm, restarts: int, load: Load) -> None:
+    """Until so many successors have taken over."""
+    deadline = time.monotonic() + 60
+    while load.goes_on():
+        vm.qmp.command("query-status")
+        if sum(event["event"] == "WORKER_RESTARTED" for event in vm.qmp.events) >= restarts:
+            return
+        assert time.monotonic() < deadline, "no other worker took over"
+        time.sleep(0.001)
+
+
 def slow_death(vm: TestVm, disk: SlowDisk, lanes: int) -> None:
-    """Kill workers in the middle of their slow I/O, whose successors are fast."""
+    """Kill workers in the middle of their slow I/O, whose successors are fast; and successors
+    that wait for that I/O to end, which is no event."""
     chance = random.Random(lanes)
     last = 0
     with Load(vm, lanes) as load:
-        for _ in range(KILLS):
+        for number in range(KILLS):
             last = victim(vm, last, load)
             if not last:
                 break
             disk.hold_back([last])
             time.sleep(chance.uniform(0.1, 0.3))  # any instant
             kill(last)
+            if number == 1:
+                last = victim(vm, last, load)
+                kill(last)
+            await_service(vm, number + 1, load)
     wait_quiet(vm.process.pid)
     assert vm.guest("blk.overlap 0 0 1 1 1").ok
     vm.qmp.command("query-status")

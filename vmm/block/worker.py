@@ -45,14 +45,23 @@ class BlockWorkers:
         deadline = None if limit is None else time.monotonic() + limit
         return open_incarnation(self._node, deadline, drained)
 
+    def reopen(self) -> int:
+        """The same at once: `settle` has to come before the incarnation's first request."""
+        return self._node.image.reopen()
+
+    def settle(self, opened: int) -> None:
+        """Wait for the I/O of the incarnation before. The lock belongs to the description, so
+        the worker that was given it holds it too."""
+        await_incarnation(self._node, opened, None)
+
     def discard(self, opened: int) -> None:
-        """It won't be needed."""
+        """It won't be needed any more."""
         os.close(opened)
 
-    def spawn(self, opened: int) -> WorkerProcess:
-        """See `spawn_block_worker`."""
+    def spawn(self, opened: int, keep: bool = False) -> WorkerProcess:
+        """See `spawn_block_worker`; `keep`: the descriptor stays open, and the caller's."""
         return spawn_block_worker(self._nursery, self._node, self._device, self._options, opened,
-                                  self._slot)
+                                  self._slot, keep)
 
     def first(self) -> WorkerProcess:
         """The first one, at the start of the VM."""
@@ -72,30 +81,40 @@ def open_incarnation(node: BlockNode, deadline: float | None, drained: bool = Fa
     try:
         if drained:
             hold_incarnation(fd, node.image.incarnation)
-            return fd
-        began, complained = time.monotonic(), False
-        while not lock_incarnation(fd, node.image.incarnation):
-            now = time.monotonic()
-            if deadline is not None and now > deadline:
-                raise DeviceError(f"I/O on {node.image.path} by a process that has ended is still "
-                                  "under way", "wait until its disk has answered")
-            if not complained and now - began > _COMPLAIN_AFTER:
-                complained = True
-                log.warning(f"{node.image.path}: still waiting for the I/O of the last worker")
-            time.sleep(max(_POLL_FIRST, min(_POLL_SHARE * (now - began), _POLL_MOST)))
+        else:
+            await_incarnation(node, fd, deadline)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
+def await_incarnation(node: BlockNode, fd: int, deadline: float | None) -> None:
+    """Wait until the I/O of the incarnation before has ended and this one holds the lock.
+
+    :param deadline: monotonic seconds; None: for as long as it takes.
+    :raises VmmError: the image is still in use by `deadline`.
+    """
+    began, complained = time.monotonic(), False
+    while not lock_incarnation(fd, node.image.incarnation):
+        now = time.monotonic()
+        if deadline is not None and now > deadline:
+            raise DeviceError(f"I/O on {node.image.path} by a process that has ended is still "
+                              "under way", "wait until its disk has answered")
+        if not complained and now - began > _COMPLAIN_AFTER:
+            complained = True
+            log.warning(f"{node.image.path}: still waiting for the I/O of the last worker")
+        time.sleep(max(_POLL_FIRST, min(_POLL_SHARE * (now - began), _POLL_MOST)))
+
+
 def spawn_block_worker(nursery: Nursery, node: BlockNode, device: str,
-                       options: Mapping[str, str], fd: int, slot: bool = False) -> WorkerProcess:
+                       options: Mapping[str, str], fd: int, slot: bool = False,
+                       keep: bool = False) -> WorkerProcess:
     """Ask the nursery for the worker of a disk; returns at once.
 
     :param device: the device's name; options: those of `-device`, as text.
     :param slot: it comes to a slot whose driver may be up: it offers what every slot offers.
-    :param fd: of `open_incarnation`; closed when this returns, also in error.
+    :param fd: of `open_incarnation`; closed when this returns, also in error, unless `keep`.
     :raises WorkerSpawnError: no nursery, or no descriptors.
     """
     drive = node.config
@@ -108,4 +127,5 @@ def spawn_block_worker(nursery: Nursery, node: BlockNode, device: str,
             "queue-size": int(options.get("queue-size", "256"), 0), "slot": slot})
     finally:
         # A description that the core kept would keep the incarnation's lock.
-        os.close(fd)
+        if not keep:
+            os.close(fd)

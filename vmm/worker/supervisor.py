@@ -2,10 +2,10 @@
 
 One `Supervisor` a VM.  For each device it looks after, one thing happens at a time:
 
-    SERVING ──worker died──▶ WAITING (back-off) ──▶ OPENING (the old I/O ends) ──▶ CONNECTING
-       ▲                        ▲                                                     │
-       │                        └───────────── it died again ◀────────────────────────┤
-       └────────────────────────── rings run ◀────────────────────────────────────────┘
+    SERVING ──worker died──▶ WAITING (back-off) ──▶ OPENING ──▶ CONNECTING (the old I/O ends,
+       ▲                        ▲                                 │      the next one starts)
+       │                        └───────────── it died again ◀────┤
+       └────────────────────────── rings run ◀────────────────────┘
     SERVING ──restart──▶ UPGRADING ──▶ SERVING          too many deaths ──▶ GIVEN_UP
 
 What waits (for the old worker's I/O, for the new one's answers) does so on a thread of its own
@@ -38,11 +38,18 @@ if TYPE_CHECKING:
             """What the next incarnation needs. Runs on a thread, may wait, at most `limit`
             seconds; `drained`: the living one will have finished when the next one starts."""
 
-        def discard(self, opened: Any) -> None:
-            """It won't be needed."""
+        def reopen(self) -> Any:
+            """The same at once: the last one's I/O may still be under way."""
 
-        def spawn(self, opened: Any) -> WorkerProcess:
-            """Ask the nursery, on the main thread; `opened` is used up, also in error."""
+        def settle(self, opened: Any) -> None:
+            """Wait, on a thread, for that I/O; the next one's rings may start then."""
+
+        def discard(self, opened: Any) -> None:
+            """It won't be needed any more."""
+
+        def spawn(self, opened: Any, keep: bool = False) -> WorkerProcess:
+            """Ask the nursery, on the main thread; `opened` is used up, also in error, unless
+            it is to be kept."""
 
 SERVING, WAITING, OPENING, CONNECTING, UPGRADING, GIVEN_UP = (
     "serving", "waiting", "opening", "connecting", "upgrading", "given-up")
@@ -157,9 +164,7 @@ class Supervisor:
             self._crashed(ward, worker, reason, time.monotonic())
 
     def _crashed(self, ward: Ward, worker: WorkerProcess, reason: str, now: float) -> None:
-        vm, device = self._vm, ward.device
-        vm.events.emit("WORKER_CRASHED", {"device": device.id, "pid": worker.pid,
-                                          "reason": reason})
+        self._tell_crash(ward, worker, reason)
         if ward.state == SERVING:
             ward.death, ward.waited = now, 0.0
         verdict = ward.charge(now)
@@ -169,9 +174,13 @@ class Supervisor:
         ward.state = WAITING
         delay = BACK_OFF[min(ward.fruitless, len(BACK_OFF) - 1)]
         if delay:
-            vm.loop.call_later(delay, lambda: self._open(ward))
+            self._vm.loop.call_later(delay, lambda: self._open(ward))
         else:
             self._open(ward)
+
+    def _tell_crash(self, ward: Ward, worker: WorkerProcess, reason: str) -> None:
+        self._vm.events.emit("WORKER_CRASHED", {"device": ward.device.id, "pid": worker.pid,
+                                                "reason": reason})
 
     def _open(self, ward: Ward) -> None:
         if self._is_over(ward):
@@ -181,11 +190,7 @@ class Supervisor:
 
         def work() -> None:
             ward.device.device.lost("its process has ended")
-            began = time.monotonic()
-            try:
-                opened.append(ward.kind.open(drained=False))
-            finally:
-                ward.waited += time.monotonic() - began
+            opened.append(ward.kind.reopen())
 
         def finish(error: Exception | None) -> None:
             if self._is_over(ward):
@@ -195,22 +200,57 @@ class Supervisor:
                 # The image can't be had any more: no other worker could serve it.
                 self._give_up(ward, str(error))
             else:
-                self._connect(ward, opened[0])
+                self._spawn(ward, opened[0], settled=False)
 
         self._vm.off_loop(work, finish)
 
-    def _connect(self, ward: Ward, opened: Any) -> None:
+    def _spawn(self, ward: Ward, opened: Any, settled: bool) -> None:
+        """The next worker gets ready while the last one's I/O ends."""
         ward.state = CONNECTING
-        device = ward.device
-        old = device.worker
+        old = ward.device.worker
         assert old is not None
         try:
-            worker = ward.kind.spawn(opened)
+            worker = ward.kind.spawn(opened, keep=not settled)
         except StratovirtError as error:
+            if not settled:
+                ward.kind.discard(opened)
             self._crashed(ward, old, str(error), time.monotonic())
             return
         worker.restarts = old.restarts + 1
-        device.worker = worker
+        ward.device.worker = worker
+        if settled:
+            self._connect(ward, worker)
+        else:
+            self._settle(ward, worker, opened)
+
+    def _settle(self, ward: Ward, worker: WorkerProcess, opened: Any) -> None:
+        def work() -> None:
+            began = time.monotonic()
+            try:
+                ward.kind.settle(opened)
+            finally:
+                ward.waited += time.monotonic() - began
+
+        def finish(error: Exception | None) -> None:
+            if not self._is_over(ward) and error is None and worker.state == "dead":
+                # It had no part in anything yet: that it died doesn't count against its kind.
+                self._tell_crash(ward, worker, worker.reason)
+                self._spawn(ward, opened, settled=True)
+                return
+            # From now on nobody but the worker holds what it was given.
+            ward.kind.discard(opened)
+            if self._is_over(ward):
+                worker.kill()
+            elif error is not None:
+                worker.kill()
+                self._give_up(ward, str(error))
+            else:
+                self._connect(ward, worker)
+
+        self._vm.off_loop(work, finish)
+
+    def _connect(self, ward: Ward, worker: WorkerProcess) -> None:
+        device = ward.device
         rings = [0.0]
 
         def work() -> None:

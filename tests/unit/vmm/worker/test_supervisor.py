@@ -5,228 +5,23 @@ The clock, the event loop, the device and the workers are fakes; everything runs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from vmm.errors import BackendError, DeviceError, StateError, WorkerSpawnError
-from vmm.worker import supervisor as module
-from vmm.worker.supervisor import BACK_OFF, BUDGET, BUDGET_RATE, FRUITLESS_LIMIT, Supervisor, Ward
+from tests.unit.vmm.worker.fakes import Case
+from vmm.errors import BackendError, DeviceError, WorkerSpawnError
+from vmm.worker.supervisor import BACK_OFF, BUDGET, BUDGET_RATE, FRUITLESS_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vmm.machine.machine import Device
-    from vmm.vm import Vm
-
-    Done = Callable[[Exception | None], None]
-
-
-class World:
-    """The clock, and all that waits: in place of the event loop and of threads."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.timers: list[tuple[float, Callable[[], None]]] = []
-        self.soon: list[Callable[[], None]] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self.soon.append(callback)
-
-    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
-        self.timers.append((self.now + delay, callback))
-
-    def run(self, until: float = 0.0) -> None:
-        """Everything that is due; the clock goes on to `until` at most."""
-        while self.soon or any(when <= max(until, self.now) for when, _ in self.timers):
-            if self.soon:
-                self.soon.pop(0)()
-                continue
-            when, callback = min(self.timers, key=lambda timer: timer[0])
-            self.timers.remove((when, callback))
-            self.now = max(self.now, when)
-            callback()
-        self.now = max(self.now, until)
-
-
-class FakeWorker:
-    def __init__(self, pid: int) -> None:
-        self.kind, self.device, self.pid = "blk", "disk", pid
-        self.state, self.reason = "running", ""
-        self.restarts = 0
-        self.killed = self.put_down_with = ""
-        self.starts = True
-        self.on_end: Callable[[str], None] | None = None
-
-    def take_socket(self) -> int:
-        return 1000 + self.pid
-
-    def wait_started(self, deadline: float) -> bool:
-        return self.starts
-
-    def kill(self) -> None:
-        self.killed = "killed"
-
-    def discard(self) -> None:
-        self.killed = "discarded"
-
-    def put_down(self, reason: str) -> None:
-        self.put_down_with = reason
-
-    def die(self, reason: str = "killed by signal 9") -> None:
-        self.state, self.reason = "dead", reason
-        if self.on_end is not None:
-            self.on_end(reason)
-
-
-class FakeBackedDevice:
-    def __init__(self) -> None:
-        self.undone = 0
-        self.on_lost: Callable[[str], None] | None = None
-        self.replaced: list[tuple[int, bool]] = []
-        self.told_lost: list[str] = []
-        self.hung_up = False
-        self.errors: list[Exception] = []  # of the next replacements
-
-    def has_lost_backend(self) -> bool:
-        return self.hung_up
-
-    def lost(self, text: str) -> None:
-        self.told_lost.append(text)
-
-    def replace_backend(self, fd: int, deadline: float, drain: bool) -> None:
-        self.replaced.append((fd, drain))
-        if self.errors:
-            raise self.errors.pop(0)
-
-
-class FakeKind:
-    """Makes workers with rising pids."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.made: list[FakeWorker] = []
-        self.opened: list[bool] = []
-        self.discarded = 0
-        self.wait = 0.0  # how long the old I/O takes
-        self.open_error: Exception | None = None
-        self.spawn_errors: list[Exception] = []
-        self.stillborn = 0  # so many more don't start
-
-    def open(self, drained: bool, limit: float | None = None) -> str:
-        self.opened.append(drained)
-        self.world.now += self.wait
-        if self.open_error is not None:
-            raise self.open_error
-        return "image"
-
-    def discard(self, opened: str) -> None:
-        self.discarded += 1
-
-    def spawn(self, opened: str) -> FakeWorker:
-        if self.spawn_errors:
-            raise self.spawn_errors.pop(0)
-        worker = FakeWorker(100 + len(self.made))
-        if self.stillborn:
-            self.stillborn -= 1
-            worker.starts, worker.reason = False, "it is stillborn"
-        self.made.append(worker)
-        return worker
-
-
-class FakeDevice:
-    def __init__(self, kind: FakeKind) -> None:
-        self.id = "disk"
-        self.device = FakeBackedDevice()
-        self.kind = kind
-        self.worker: FakeWorker | None = FakeWorker(99)
-
-
-class FakeVm:
-    def __init__(self, world: World) -> None:
-        self.run_state = "running"
-        self.loop = world
-        self.events = self
-        self.told: list[tuple[str, dict[str, Any]]] = []
-        self.served_errors = 0
-        self.retired = 0
-        self.held: list[Callable[[], None]] | None = None  # threads that don't get on
-
-    def emit(self, name: str, data: dict[str, Any]) -> None:
-        self.told.append((name, data))
-
-    def names(self) -> list[str]:
-        return [name for name, _ in self.told]
-
-    def off_loop(self, work: Callable[[], None], finish: Done) -> None:
-        def run() -> None:
-            error: Exception | None = None
-            try:
-                work()
-            except Exception as caught:
-                error = caught
-            finish(error)
-
-        if self.held is not None:
-            self.held.append(run)
-        else:
-            self.loop.call_soon(run)
-
-    def serve_errors(self, device: FakeDevice) -> None:
-        self.served_errors += 1
-
-    def retire_nursery(self) -> None:
-        self.retired += 1
-
-
-class Case:
-    def __init__(self) -> None:
-        self.world = World()
-        self.vm = FakeVm(self.world)
-        self.kind = FakeKind(self.world)
-        self.device = FakeDevice(self.kind)
-        self.supervisor = Supervisor(cast("Vm", self.vm))
-        self.supervisor.watch(cast("Device", self.device))
-
-    @property
-    def worker(self) -> FakeWorker:
-        assert self.device.worker is not None
-        return self.device.worker
-
-    def die(self, after: float = 1.0) -> None:
-        """The worker dies after it has lived for so long."""
-        self.world.run(self.world.now + after)
-        self.worker.die()
-        self.world.run()
-
-    def restart(self) -> list[Exception | None]:
-        results: list[Exception | None] = []
-        self.supervisor.restart("disk", results.append)
-        return results
-
-
-@pytest.fixture
-def case(monkeypatch: pytest.MonkeyPatch) -> Case:
-    case = Case()
-    monkeypatch.setattr(module, "time", case.world)
-    # What was made before knows the real time.
-    case.supervisor._wards["disk"] = Ward(cast("Device", case.device), cast("Any", case.kind))
-    case.supervisor._adopt(case.supervisor._wards["disk"])
-    case.world.now += 10.0  # it has served for a while
-    return case
-
-
-# ---- deaths ----------------------------------------------------------------------------------
 
 
 def test_a_dead_worker_is_replaced(case: Case) -> None:
     case.die()
     assert case.vm.names() == ["WORKER_CRASHED", "WORKER_RESTARTED"]
     assert case.vm.told[0][1] == {"device": "disk", "pid": 99, "reason": "killed by signal 9"}
-    assert case.kind.opened == [False]  # waits for the old I/O
+    assert case.kind.settled == 1 and case.kind.kept == 0  # waits for the old I/O
     assert case.device.device.told_lost  # nobody waits for the dead
     assert case.device.device.replaced == [(1100, False)]
     assert case.worker.pid == 100 and case.worker.restarts == 1
@@ -343,10 +138,59 @@ def test_the_vm_ends_while_a_worker_connects(case: Case) -> None:
     case.vm.held = []
     case.worker.die()
     case.vm.held.pop()()
+    case.vm.held.pop()()
     (connecting,) = case.vm.held
     case.vm.run_state = "shutdown"
     connecting()
     assert case.kind.made[0].killed and case.vm.names() == ["WORKER_CRASHED"]
+
+
+def test_the_vm_ends_while_the_old_io_does(case: Case) -> None:
+    case.vm.held = []
+    case.worker.die()
+    case.vm.held.pop()()
+    (settling,) = case.vm.held
+    assert case.kind.kept == 1 and not case.kind.settled
+    case.vm.run_state = "shutdown"
+    settling()
+    assert case.kind.made[0].killed and case.kind.kept == 0
+    assert case.vm.names() == ["WORKER_CRASHED"]
+
+
+def test_no_ring_starts_before_the_old_io_has_ended(case: Case) -> None:
+    """The next worker gets ready meanwhile; it holds the lock when it is connected, alone."""
+    case.vm.held = []
+    case.worker.die()
+    case.vm.held.pop()()
+    (settling,) = case.vm.held
+    assert len(case.kind.made) == 1 and not case.device.device.replaced
+    settling()
+    assert case.kind.settled == 1 and case.kind.kept == 0
+    assert not case.device.device.replaced
+    case.vm.held.pop()()
+    assert case.device.device.replaced == [(1100, False)]
+    assert "WORKER_RESTARTED" in case.vm.names()
+
+
+def test_a_worker_that_dies_before_its_turn_is_no_failure(case: Case) -> None:
+    for number in range(10 * FRUITLESS_LIMIT):
+        case.vm.held = []
+        case.die()
+        case.vm.held.pop()()
+        case.kind.made[-1].die()
+        for _ in range(2):
+            case.vm.held.pop(0)()
+        assert len(case.kind.made) == 2 * number + 2 and case.kind.kept == 0
+        case.world.run(case.world.now + 10)
+    assert case.vm.names().count("WORKER_RESTARTED") == 10 * FRUITLESS_LIMIT
+    assert not case.vm.served_errors
+
+
+def test_a_lock_that_can_t_be_had_is_the_end(case: Case) -> None:
+    case.kind.settle_error = DeviceError("no locks", "")
+    case.die()
+    assert case.vm.names() == ["WORKER_CRASHED", "WORKER_GIVEN_UP"]
+    assert case.kind.made[0].killed and case.kind.kept == 0
 
 
 def test_a_worker_that_lies_is_put_down(case: Case) -> None:
@@ -363,6 +207,7 @@ def test_a_connection_lost_while_its_worker_connects_is_remembered(case: Case) -
     """`lost` comes before the worker counts as serving, and never again."""
     case.vm.held = []
     case.worker.die()
+    case.vm.held.pop()()
     case.vm.held.pop()()
     (connecting,) = case.vm.held
     case.device.device.hung_up = True
@@ -387,8 +232,9 @@ def test_nobody_answers_for_the_given_up_before_the_io_has_ended(case: Case) -> 
     case.die()
     case.world.run(case.world.now + 60)
     # Each attempt opened the image, and so did the end, whose lock nobody needs.
-    assert len(case.kind.opened) == case.vm.names().count("WORKER_CRASHED")
-    assert case.kind.discarded == 1 and case.vm.served_errors == 1
+    assert case.kind.reopened + 1 == case.vm.names().count("WORKER_CRASHED")
+    assert case.kind.opened == [False] and case.kind.kept == 0
+    assert case.kind.discarded == FRUITLESS_LIMIT + 1 and case.vm.served_errors == 1
 
 
 def test_who_is_given_up_gets_no_worker(case: Case) -> None:
@@ -416,96 +262,3 @@ def test_a_device_is_not_released_in_the_middle(case: Case) -> None:
     case.vm.held = []
     case.worker.die()
     assert not case.supervisor.release(cast("Device", case.device))
-
-
-# ---- live upgrade ----------------------------------------------------------------------------
-
-
-def test_upgrade(case: Case) -> None:
-    old = case.worker
-    results = case.restart()
-    case.world.run()
-    assert results == [None]
-    assert case.vm.retired == 1 and case.kind.opened == [True]
-    assert case.device.device.replaced == [(1100, True)]
-    assert old.killed and old.on_end is None
-    assert case.worker.pid == 100 and case.worker.restarts == 1
-    assert case.vm.names() == ["WORKER_RESTARTED"]
-    case.die()
-    assert case.worker.pid == 101  # it is looked after
-
-
-@pytest.mark.parametrize("when", ["open", "spawn", "start"])
-def test_an_upgrade_that_fails_early_leaves_the_old_one_alone(case: Case, when: str) -> None:
-    """New code that doesn't even start is no reason to end what works."""
-    old = case.worker
-    if when == "open":
-        case.kind.open_error = DeviceError("no such file", "")
-    elif when == "spawn":
-        case.kind.spawn_errors = [WorkerSpawnError("no nursery", "")]
-    else:
-        case.kind.stillborn = 1
-    results = case.restart()
-    case.world.run()
-    assert isinstance(results[0], Exception)
-    assert case.worker is old and not old.killed and not old.put_down_with
-    assert not case.device.device.replaced and not case.vm.told
-    case.kind.open_error = None
-    case.die()
-    assert case.vm.names() == ["WORKER_CRASHED", "WORKER_RESTARTED"]
-
-
-@pytest.mark.parametrize("when", ["open", "spawn", "start"])
-def test_the_old_one_dies_while_an_upgrade_fails(case: Case, when: str) -> None:
-    case.vm.held = []
-    old = case.worker
-    results = case.restart()
-    if when == "open":
-        case.kind.open_error = DeviceError("no such file", "")
-    elif when == "spawn":
-        case.kind.spawn_errors = [WorkerSpawnError("no nursery", "")]
-    else:
-        case.kind.stillborn = 1
-        case.vm.held.pop(0)()
-    old.die()
-    assert not case.vm.told  # whoever upgrades notices
-    case.vm.held.pop(0)()
-    assert isinstance(results[0], Exception)
-    assert case.vm.names()[0] == "WORKER_CRASHED"
-    case.kind.open_error = None
-    while case.vm.held:
-        case.vm.held.pop(0)()
-    assert case.vm.names() == ["WORKER_CRASHED", "WORKER_RESTARTED"]
-
-
-def test_one_that_does_not_drain_is_put_down(case: Case) -> None:
-    old = case.worker
-    case.device.device.errors = [BackendError("not in time", "")]
-    results = case.restart()
-    case.world.run()
-    assert isinstance(results[0], BackendError)
-    assert old.put_down_with == "not in time" and case.kind.made[0].killed
-    old.die()
-    case.world.run()
-    assert case.worker.pid == 101 and case.kind.opened == [True, False]
-
-
-def test_one_thing_at_a_time(case: Case) -> None:
-    case.vm.held = []
-    case.restart()
-    with pytest.raises(StateError, match="upgrading"):
-        case.restart()
-
-
-def test_nobody_to_restart(case: Case) -> None:
-    with pytest.raises(DeviceError, match="query-workers"):
-        case.supervisor.restart("other", lambda error: None)
-
-
-def test_the_vm_ends_during_an_upgrade(case: Case) -> None:
-    case.vm.held = []
-    results = case.restart()
-    case.vm.held.pop(0)()
-    case.vm.run_state = "shutdown"
-    case.vm.held.pop(0)()
-    assert isinstance(results[0], StateError) and case.kind.made[0].killed
