@@ -5,7 +5,7 @@ writes it, one after the other when it is replaced; `query-blockstats`, `query-w
 `stratoctl top` read it, and trust nothing in it.  They read it with `read`, never through a
 mapping: a worker that makes the file shorter must not kill them with SIGBUS.
 
-Layout, version 1, native byte order, all numbers unsigned:
+Layout, version 2, native byte order, all numbers unsigned:
 
     0    magic      8 bytes, "SVSTATS" and NUL
     8    version    u32
@@ -17,7 +17,8 @@ Layout, version 1, native byte order, all numbers unsigned:
     32   core       u64, pid of the core, as it sees itself
     40   vm         108 bytes, name of the VM, UTF-8, NULs behind
     148  device     108 bytes, id of the device, the same
-    256  records    one a queue: the kind's counters, u64 each, then its histograms
+    256  starts     u64, workers that were asked for so far; the core's word, too
+    320  records    one a queue: the kind's counters, u64 each, then its histograms
 
 A histogram counts requests by the time from the moment at which the worker saw them to the
 moment at which the driver could see that they were done: bucket 0 below 2 µs (2^11 ns), bucket
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAGIC = b"SVSTATS\0"
-VERSION = 1
-HEADER_BYTES = 256
+VERSION = 2
+HEADER_BYTES = 320
 NAME_BYTES = 108
 BUCKETS = 28
 FIRST_BUCKET_BITS = 11  # bucket 0 ends at 2^11 ns
@@ -42,7 +43,9 @@ MAX_QUEUES = 64
 FOLDER = "/dev/shm"     # where POSIX shared memory has its names (shm_overview(7))
 PREFIX = "stratovirt."
 
-_HEADER = Struct(f"=8s6IQ{NAME_BYTES}s{NAME_BYTES}s")
+_HEADER = Struct(f"=8s6IQ{NAME_BYTES}s{NAME_BYTES}sQ56x")
+STARTS = Struct("=Q")
+STARTS_AT = 256
 assert _HEADER.size == HEADER_BYTES
 
 
@@ -87,15 +90,19 @@ RECORDS = {
 
 
 class Page:
-    """One page as it was when it was read."""
+    """One page as it was when it was read.
 
-    __slots__ = ("core", "counters", "device", "histograms", "kind", "vm")
+    starts: how many workers were asked for, so the restarts are one less.
+    """
 
-    def __init__(self, kind: str, core: int, vm: str, device: str) -> None:
+    __slots__ = ("core", "counters", "device", "histograms", "kind", "starts", "vm")
+
+    def __init__(self, kind: str, core: int, vm: str, device: str, starts: int = 0) -> None:
         self.kind = kind
         self.core = core
         self.vm = vm
         self.device = device
+        self.starts = starts
         self.counters: list[dict[str, int]] = []           # a queue
         self.histograms: list[dict[str, list[int]]] = []   # a queue
 
@@ -108,21 +115,21 @@ def page_bytes(kind: str, queues: int) -> int:
 def encode_header(kind: str, queues: int, core: int, vm: str, device: str) -> bytes:
     """What the core writes before anybody else has the page."""
     return _HEADER.pack(MAGIC, VERSION, HEADER_BYTES, KINDS[kind], queues, RECORDS[kind].bytes,
-                        BUCKETS, core, _text(vm), _text(device))
+                        BUCKETS, core, _text(vm), _text(device), 0)
 
 
 def decode_page(data: bytes) -> Page | None:
     """What a page says; None if it is no page, of another version, or cut off."""
     if len(data) < HEADER_BYTES:
         return None
-    magic, version, header, number, queues, record, buckets, core, vm, device = (
+    magic, version, header, number, queues, record, buckets, core, vm, device, starts = (
         _HEADER.unpack_from(data))
     kind = next((name for name, value in KINDS.items() if value == number), "")
     if not kind or (magic, version, header, buckets) != (MAGIC, VERSION, HEADER_BYTES, BUCKETS):
         return None
     if record != RECORDS[kind].bytes or queues > MAX_QUEUES or len(data) < page_bytes(kind, queues):
         return None
-    page = Page(kind, core, _name(vm), _name(device))
+    page = Page(kind, core, _name(vm), _name(device), starts)
     for queue in range(queues):
         counters, histograms = RECORDS[kind].decode(data, HEADER_BYTES + queue * record)
         page.counters.append(counters)

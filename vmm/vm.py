@@ -316,14 +316,14 @@ class Vm:
         deadline = time.monotonic() + limit
         for worker in self.workers():
             worker.wait_started(deadline)
-        self._check_sandboxes()
+        self.check_sandboxes()
         if self.failure is not None:
             raise self.failure
 
-    def _check_sandboxes(self) -> None:
+    def check_sandboxes(self) -> None:
         """A host that lacks a stage can't run this VM: its start fails, though it has begun."""
         for worker in self.workers():
-            if worker.lacks and self.failure is None:
+            if worker.lacks and not worker.restarts and self.failure is None:
                 self.failure = WorkerSpawnError(
                     f"Worker {worker.kind} '{worker.device}' can't start: {worker.reason}")
                 self.run_state = "shutdown"
@@ -331,7 +331,7 @@ class Vm:
 
     def _call_supervisor(self) -> None:
         if self._supervisor is None:
-            self._check_sandboxes()
+            self.check_sandboxes()
         if self.run_state != "shutdown":
             self.supervisor  # noqa: B018  # it looks at every worker when it is made
 

@@ -160,7 +160,10 @@ class Supervisor:
         """A worker is gone though nobody asked."""
         if self._is_over(ward) or worker is not ward.device.worker:
             return
-        if ward.state == SERVING:  # else whoever waits for it notices
+        # The loss of its connection may have been seen before its report.
+        if worker.lacks and not worker.restarts:
+            self._vm.check_sandboxes()
+        elif ward.state == SERVING:  # else whoever waits for it notices
             self._crashed(ward, worker, reason, time.monotonic())
 
     def _crashed(self, ward: Ward, worker: WorkerProcess, reason: str, now: float) -> None:

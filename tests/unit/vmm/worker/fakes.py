@@ -48,6 +48,7 @@ class World:
 class FakeWorker:
     def __init__(self, pid: int) -> None:
         self.kind, self.device, self.pid = "blk", "disk", pid
+        self.lacks = ""
         self.state, self.reason = "running", ""
         self.restarts = 0
         self.killed = self.put_down_with = ""
@@ -163,7 +164,7 @@ class FakeVm:
         self.loop = world
         self.events = self
         self.told: list[tuple[str, dict[str, Any]]] = []
-        self.served_errors = 0
+        self.served_errors = self.checked_sandboxes = 0
         self.retired = 0
         self.held: list[Callable[[], None]] | None = None  # threads that don't get on
 
@@ -189,6 +190,9 @@ class FakeVm:
 
     def serve_errors(self, device: FakeDevice) -> None:
         self.served_errors += 1
+
+    def check_sandboxes(self) -> None:
+        self.checked_sandboxes += 1
 
     def retire_nursery(self) -> None:
         self.retired += 1

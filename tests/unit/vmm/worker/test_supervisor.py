@@ -262,3 +262,17 @@ def test_a_device_is_not_released_in_the_middle(case: Case) -> None:
     case.vm.held = []
     case.worker.die()
     assert not case.supervisor.release(cast("Device", case.device))
+
+
+def test_a_host_that_lacks_a_stage_ends_the_start(case: Case) -> None:
+    """Also where the worker's connection was lost, and a supervisor made, before its report."""
+    case.worker.lacks = "landlock"
+    case.die()
+    assert case.vm.checked_sandboxes == 1 and not case.vm.names()
+
+
+def test_a_stage_that_is_missing_later_is_a_crash(case: Case) -> None:
+    case.die()
+    case.worker.lacks = "landlock"
+    case.die()
+    assert not case.vm.checked_sandboxes and case.vm.names().count("WORKER_CRASHED") == 2
