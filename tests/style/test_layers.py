@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 PYTHON = {
     "shared": {"native._sandbox", "cbor2"},
     "vmm": {"shared", "native._core", "native._sandbox", "cbor2", "posix_ipc", "pyroute2"},
+    # A client: it has nothing of the VMM's.
+    "vmm/ctl": {"shared", "rich"},
     "workers": {"shared", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/blk": {"shared", "native._dataplane", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/net": {"shared", "native._net", "native._sandbox", "cbor2", "posix_ipc"},
@@ -62,7 +64,7 @@ def imported(name: str) -> Iterator[str]:
 def folder_of(name: str) -> str:
     """The row of PYTHON for a file."""
     parts = name.split("/")
-    if parts[0] == "workers" and len(parts) > 2:
+    if (parts[0] == "workers" and len(parts) > 2) or parts[:2] == ["vmm", "ctl"]:
         return "/".join(parts[:2])
     return parts[0]
 
@@ -70,6 +72,8 @@ def folder_of(name: str) -> str:
 def allowed(module: str, folder: str) -> bool:
     top = module.split(".")[0]
     own = folder.replace("/", ".")
+    if folder == "vmm" and (module + ".").startswith("vmm.ctl."):
+        return False
     if (module == "native" or top in sys.stdlib_module_names or module == own
             or module.startswith(own + ".")):
         return folder != "workers" or top != "workers" or module in COMMON
@@ -126,4 +130,6 @@ def test_the_tests_see_a_wrong_import() -> None:
     assert not allowed("native._core", "workers/blk")
     assert not allowed("native._dataplane", "shared")
     assert not allowed("requests", "vmm")
+    assert not allowed("vmm.errors", "vmm/ctl")
+    assert not allowed("vmm.ctl.qmp", "vmm")
     assert allowed("shared.errors", "workers/blk") and allowed("workers.startup", "workers/blk")

@@ -32,6 +32,7 @@ class Pages:
     def __init__(self, vm_name: str) -> None:
         self._vm_name = vm_name
         self._pages: dict[str, tuple[int, str, str, int]] = {}  # fd, name, kind, queues
+        self._starts: dict[str, int] = {}
         self.announce: Callable[[list[str]], None] = _nothing
 
     def names(self) -> list[str]:
@@ -41,7 +42,8 @@ class Pages:
     def take(self, kind: str, device: str, queues: int) -> int:
         """The page's descriptor, which stays ours; -1: workers of this kind count nothing.
 
-        A page that the device has is used again, unless it has another shape.
+        A page that the device has is used again, unless it has another shape. Each call is
+        counted in the page as a start.
 
         :raises OSError: no memory, no descriptors.
         """
@@ -49,6 +51,7 @@ class Pages:
             return -1
         page = self._pages.get(device)
         if page is not None and page[2:] == (kind, queues):
+            self._count_start(page[0], device)
             return page[0]
         self.drop(device)
         name = statistics.page_name(os.getpid(), self._vm_name, device)
@@ -56,7 +59,15 @@ class Pages:
             name = f"{name}.{len(self._pages)}"
         fd, named = self._make(kind, device, queues, name)
         self._pages[device] = (fd, name if named else "", kind, queues)
+        self._count_start(fd, device)
         return fd
+
+    def _count_start(self, fd: int, device: str) -> None:
+        starts = self._starts[device] = self._starts.get(device, 0) + 1
+        try:
+            os.pwrite(fd, statistics.STARTS.pack(starts), statistics.STARTS_AT)
+        except OSError:
+            pass  # the worker made the file shorter: nobody reads it any more
 
     def _make(self, kind: str, device: str, queues: int, name: str) -> tuple[int, bool]:
         try:
@@ -81,6 +92,7 @@ class Pages:
     def drop(self, device: str) -> None:
         """The device is gone; harmless if it has no page."""
         fd, name, _, _ = self._pages.pop(device, (-1, "", "", 0))
+        self._starts.pop(device, None)
         if fd >= 0:
             os.close(fd)
         if name:

@@ -1,0 +1,1 @@
+"""`stratoctl`: a client over QMP for people. It knows nothing of the VMM but its QMP and pages."""
