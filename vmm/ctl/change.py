@@ -72,7 +72,7 @@ def _add_device(client: QmpClient, device: dict[str, Any], addr: int | None, und
                 return {"id": device["id"], "slot": slot}
             except QmpRefused as refused:
                 if addr is not None or "occupied" not in refused.what:
-                    if slot and "no slot" in refused.what:
+                    if addr is None and slot and "no slot" in refused.what:
                         raise CtlError(f"{client.name}: all {slot} slots are occupied",
                                        "detach a device first") from None
                     raise
