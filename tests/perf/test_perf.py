@@ -104,7 +104,7 @@ def test_exits(tmp_path: Path) -> None:
                 command=vmms.product()) as vm:
         for case, bound in ((exits.CASES[0], 4.0), (exits.CASES[2], 30.0)):
             base, mine = [], []
-            for _ in range(10):  # a busy machine adds to medians, to either side's: down to the least
+            for _ in range(10):  # down to the floors: a busy machine adds to either side
                 base.append(exits.bare(case)[0])
                 mine.append(exits.ours(vm, case, busy=False)[0])
                 added = min(mine) - min(base)
