@@ -30,11 +30,11 @@ PACKAGES = ("vmm", "workers", "shared", "native")
 BUNDLES = {
     "vmm": (
         ("vmm.__main__", "vmm.config.checks", "vmm.worker.nursery"),
-        ("vmm.machine.microvm", "vmm.qmp.events", "vmm.qmp.server", "vmm.vm",
+        ("vmm.machine.microvm", "vmm.block.part", "vmm.qmp.events", "vmm.qmp.server", "vmm.vm",
          "vmm.hypervisor.kvm", "vmm.chardev.local"),
     ),
     "workers": (
-        ("workers.nursery", "workers.blk.worker", "workers.null.worker"),
+        ("workers.nursery", "workers.blk.worker", "workers.net.worker", "workers.null.worker"),
     ),
 }
 

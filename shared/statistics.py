@@ -75,7 +75,7 @@ class Record:
 
 
 _BLK_TIMED = ("read", "write", "flush", "unmap")  # unmap: discard and write zeroes
-KINDS = {"blk": 1}
+KINDS = {"blk": 1, "net": 2}
 RECORDS = {
     # struct sv_blk_counters: requests by kind, bytes that were moved, requests that ended in an
     # error, ..., `failed_*` by the host, `invalid_*` by the driver's own mistake, `*_ns` the sum
@@ -86,6 +86,9 @@ RECORDS = {
                    *(f"failed_{name}" for name in _BLK_TIMED),
                    *(f"invalid_{name}" for name in _BLK_TIMED),
                    *(f"{name}_ns" for name in _BLK_TIMED)), _BLK_TIMED),
+    # struct sv_net_counters: of a receive, transmit or control queue.
+    "net": Record(("packets", "bytes", "dropped", "errors", "wakeups", "calls", "broken",
+                   "commands"), ()),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from _socket import if_nametoindex
 from struct import Struct
 
 from shared.errors import SharedError
@@ -50,27 +51,58 @@ def check_name(name: str) -> bytes:
     return raw
 
 
+def exists(name: str) -> bool:
+    """Whether there is a network interface of this name.
+
+    :raises TapError: no interface can have this name.
+    """
+    try:
+        if_nametoindex(os.fsdecode(check_name(name)))
+    except OSError:
+        return False
+    return True
+
+
 def open_tap(name: str, queues: int = 1) -> list[int]:
     """One descriptor a queue of the tap `name`, which is made if it doesn't exist.
 
     :raises TapError: it is busy, of another kind, or there is no permission.
     """
     raw = check_name(name)
-    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if queues > 1 else 0)
     fds: list[int] = []
     try:
-        for _ in range(queues):
-            fds.append(_open_device())
-            try:
-                fcntl.ioctl(fds[-1], TUNSETIFF, _IFREQ.pack(raw, flags))
-            except OSError as error:
-                raise _refused(name, queues, error) from error
-            _set_header(fds[-1], name)
+        if queues == 1:
+            fds.append(_attach_one(raw, name))
+        while len(fds) < queues:
+            fds.append(_attach(raw, name, queues, _IFF_MULTI_QUEUE))
+        for fd in fds:
+            _set_header(fd, name)
     except BaseException:
         for fd in fds:
             os.close(fd)
         raise
     return fds
+
+
+def _attach_one(raw: bytes, name: str) -> int:
+    """The one queue that is wanted may be one of several that the tap can have."""
+    try:
+        return _attach(raw, name, 1, 0)
+    except TapError as error:
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EINVAL:
+            raise
+    return _attach(raw, name, 1, _IFF_MULTI_QUEUE)
+
+
+def _attach(raw: bytes, name: str, queues: int, more: int) -> int:
+    fd = _open_device()
+    try:
+        flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | more
+        fcntl.ioctl(fd, TUNSETIFF, _IFREQ.pack(raw, flags))
+    except OSError as error:
+        os.close(fd)
+        raise _refused(name, queues, error) from error
+    return fd
 
 
 def _open_device() -> int:

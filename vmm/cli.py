@@ -128,9 +128,11 @@ OPTIONS: dict[str, Option] = {
     "mem-prealloc": Option(FLAG, _mem_prealloc, "allocate guest memory at start"),
     "drive": Option(VALUE, backends.parse_drive, "id=,file=[,readonly=][,direct=][,aio=native|"
                     "io_uring|threads|off][,discard=ignore|unmap]: a block back end", repeat=True),
-    "device": Option(VALUE, devices.parse_device, "DRIVER[,id=],…: virtio-blk-device,drive= or "
-                     "vhost-user-blk-device,chardev=", repeat=True),
-    "netdev": Option(VALUE, backends.parse_netdev, "not supported yet", repeat=True),
+    "device": Option(VALUE, devices.parse_device, "DRIVER[,id=],…: virtio-blk-device,drive= | "
+                     "virtio-net-device,netdev= | vhost-user-blk-device,chardev=", repeat=True),
+    "netdev": Option(VALUE, backends.parse_netdev, "tap,id=,ifname=|fd=|fds=[,queues=]"
+                     "[,rx-packets=][,rx-bytes=][,tx-packets=][,tx-bytes=] | vhost-user,id=,"
+                     "chardev=: a network back end", repeat=True),
     "chardev": Option(VALUE, backends.parse_chardev, "stdio|pty|file|socket|null,id=,…",
                       repeat=True),
     "serial": Option(VALUE, backends.parse_serial, "stdio|pty|file,path=|socket,path=|"

@@ -26,14 +26,17 @@ TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from vmm.block.family import BlockNode
     from vmm.block.io_errors import IoErrors
     from vmm.chardev.base import Chardev
     from vmm.cleanup import Cleanup
     from vmm.config.model import VmConfig
     from vmm.event_loop import EventLoop
+    from vmm.machine.family import Family
     from vmm.machine.hotplug import Hotplug
-    from vmm.machine.machine import BlockNode, Device, Machine
+    from vmm.machine.machine import Device, Machine
     from vmm.machine.slots import Slot
+    from vmm.net.node import NetNode
     from vmm.qmp.events import Events
     from vmm.vcpu import VcpuThread
     from vmm.worker.null import NullBackend
@@ -82,6 +85,11 @@ class Vm:
     def blocks(self) -> dict[str, BlockNode]:
         """Block back ends by node name."""
         return self.machine.blocks if self.machine else {}
+
+    @property
+    def nets(self) -> dict[str, NetNode]:
+        """Network back ends by id."""
+        return self.machine.nets if self.machine else {}
 
     @property
     def devices(self) -> dict[str, Device]:
@@ -303,7 +311,7 @@ class Vm:
         if device.worker is None or device.kind is None:
             return
         device.worker.on_end = lambda reason: self._call_supervisor()
-        device.device.on_lost = lambda text: self.loop.call_soon(
+        device.vhost.on_lost = lambda text: self.loop.call_soon(
             lambda: self.supervisor.lost(device, text))
         if device.worker.state == "dead":
             self.loop.call_soon(self._call_supervisor)
@@ -337,8 +345,10 @@ class Vm:
 
     def _watch_slot(self, slot: Slot) -> None:
         """A slot's device always gets a back end again."""
-        device = slot.device
-        if slot.replaceable and device.on_lost is None:
+        if not slot.replaceable:
+            return
+        device = slot.vhost
+        if device.on_lost is None:
             device.on_lost = _nothing_lost
         device.on_needed = lambda: self.loop.call_soon(lambda: self.hotplug.needed(slot))
 
@@ -359,6 +369,13 @@ class Vm:
 
             self._hotplug = Hotplug(self, self._machine(), self.null)
         return self._hotplug
+
+    def family(self, name: str) -> Family:
+        """What comes and goes in the slots of this machine, "block" or "net".
+
+        :raises VmmError: this VM has no such slots.
+        """
+        return self._machine().family(name)
 
     def nursery(self) -> Nursery:
         """Where workers come from.

@@ -88,9 +88,10 @@ class Reporter:
 def entries() -> dict[str, Entry]:
     """What each kind of worker runs; importing it here is what makes a clone cheap."""
     from workers.blk.worker import run as run_blk
+    from workers.net.worker import run as run_net
     from workers.null.worker import run as run_null
 
-    return {"blk": run_blk, "null": run_null}
+    return {"blk": run_blk, "net": run_net, "null": run_null}
 
 
 class Nursery:

@@ -43,6 +43,8 @@ int sv_net_reset(struct sv_net *net);
 
 void sv_net_mac(struct sv_net *net, uint8_t *mac);
 
+void sv_net_set_link(struct sv_net *net, bool up);
+
 struct sv_net_ring {
 	unsigned int size;
 	uint64_t desc, avail, used;

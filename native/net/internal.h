@@ -89,6 +89,7 @@ struct sv_net {
 	uint8_t mac[SV_NET_MAC_BYTES];
 	pthread_mutex_t lock;    // of settings
 	struct sv_net_settings settings;
+	bool link_down;          // atomic
 	bool resumed;            // the settings are those of a predecessor
 	struct sv_net_state *state;
 	uint64_t filter_version; // atomic

@@ -43,7 +43,8 @@ struct sv_net_state;
 size_t sv_net_state_size(void);
 
 // `taps`: `pairs` descriptors of one interface (IFF_MULTI_QUEUE if several), non-blocking, with
-// headers of SV_NET_HEADER bytes, little endian; they stay the caller's, open until destroy.
+// headers of SV_NET_HEADER bytes, little endian; they stay the caller's, open until destroy. -1:
+// there is no tap, nothing is received, what is sent is dropped.
 // `counters`: one a queue, zeroed, valid until destroy. `limits`: receive, then transmit.
 // `state`: valid until destroy, or NULL. NULL with *error = negative errno.
 struct sv_net *sv_net_create(const int *taps, unsigned int pairs, bool control,
@@ -68,6 +69,9 @@ int sv_net_reset(struct sv_net *net);
 
 // The MAC address that the driver has set, or the first one.
 void sv_net_mac(struct sv_net *net, uint8_t *mac);
+
+// While the link is down frames are dropped, both ways. Any time.
+void sv_net_set_link(struct sv_net *net, bool up);
 
 struct sv_net_ring {
 	unsigned int size;

@@ -161,6 +161,11 @@ void sv_net_mac(struct sv_net *net, uint8_t *mac)
 	pthread_mutex_unlock(&net->lock);
 }
 
+void sv_net_set_link(struct sv_net *net, bool up)
+{
+	__atomic_store_n(&net->link_down, !up, __ATOMIC_RELAXED);
+}
+
 int sv_net_start(struct sv_net *net, unsigned int index, const struct sv_net_ring *ring)
 {
 	if (index >= net->count || ring->size > net->max_size)

@@ -170,6 +170,10 @@ static bool receive_one(struct sv_net_queue *queue)
 	size_t direct = queue->held_bytes;
 	ssize_t len;
 
+	if (queue->tap < 0) {
+		queue->tap_empty = true; // for good
+		return false;
+	}
 	queue->iov[iovs] = (struct iovec){queue->bounce, SV_NET_FRAME_MAX};
 	do
 		len = readv(queue->tap, queue->iov, (int)iovs + 1);
@@ -179,7 +183,8 @@ static bool receive_one(struct sv_net_queue *queue)
 		queue->tap_empty = true;
 		return false;
 	}
-	if (len <= SV_NET_HEADER || !is_wanted(queue, (size_t)len)) {
+	if (len <= SV_NET_HEADER || __atomic_load_n(&queue->net->link_down, __ATOMIC_RELAXED) ||
+	    !is_wanted(queue, (size_t)len)) {
 		queue->counters->dropped++;
 		return true;
 	}

@@ -58,7 +58,7 @@ int sv_net_apply_offloads(struct sv_net *net, uint64_t offloads)
 			flags |= TUN_F_UFO;
 	}
 	// One descriptor speaks for the whole interface.
-	if (ioctl(net->queues[0].tap, TUNSETOFFLOAD, flags) < 0)
+	if (net->queues[0].tap >= 0 && ioctl(net->queues[0].tap, TUNSETOFFLOAD, flags) < 0)
 		return -errno;
 	net->settings.offloads = offloads;
 	return 0;
@@ -69,6 +69,8 @@ static int set_queue(const struct sv_net *net, unsigned int pair, short flag)
 {
 	struct ifreq request = {.ifr_flags = flag};
 
+	if (net->queues[2 * pair].tap < 0)
+		return 0;
 	if (ioctl(net->queues[2 * pair].tap, TUNSETQUEUE, &request) < 0 && errno != EINVAL)
 		return -errno;
 	return 0;

@@ -14,6 +14,10 @@ static bool send_chain(struct sv_net_queue *queue)
 		queue->counters->errors++;
 		return true;
 	}
+	if (queue->tap < 0 || __atomic_load_n(&queue->net->link_down, __ATOMIC_RELAXED)) {
+		queue->counters->dropped++;
+		return true;
+	}
 	// The kernel copies header and frame, and checks the header's offsets on its copy.
 	do
 		sent = writev(queue->tap, chain->iov, chain->out_count);

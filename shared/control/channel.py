@@ -14,7 +14,7 @@ from shared.errors import SharedError
 from shared.fds import close_all
 
 MAX_MESSAGE = 32768
-MAX_FDS = 16
+MAX_FDS = 64
 _SCM_BYTES = _socket.CMSG_SPACE(MAX_FDS * 4)
 
 Message = dict[str, object]

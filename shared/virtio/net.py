@@ -40,6 +40,13 @@ BASE = OFFLOADS | F_MRG_RXBUF | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1
 CONTROL = (F_CTRL_VQ | F_CTRL_RX | F_CTRL_RX_EXTRA | F_CTRL_VLAN | F_CTRL_MAC_ADDR
            | F_CTRL_GUEST_OFFLOADS | F_GUEST_ANNOUNCE)
 
+# A slot of a microVM that NICs come to and leave: the driver reads features once, so what is on
+# offer is the same for every tap and for none (ARCHITECTURE.md, "Empty slots are served").
+SLOT_BACKEND_FEATURES = BASE | CONTROL | F_MQ
+CONTROL_QUEUE_SIZE = 64
+# A file for what a driver has set over the control queue (struct sv_net_state; a test compares).
+STATE_BYTES = 4096
+
 STATUS_LINK_UP = 1
 STATUS_ANNOUNCE = 2
 
@@ -54,3 +61,8 @@ CONFIG_SIZE = _CONFIG.size
 def encode_config(mac: bytes, status: int, pairs: int, mtu: int) -> bytes:
     """The config space that a driver reads."""
     return _CONFIG.pack(mac, status, pairs, mtu)
+
+
+def slot_features(pairs: int) -> int:
+    """What a slot's NIC with that many queue pairs offers, beside what the core itself serves."""
+    return BASE | CONTROL | (F_MQ if pairs > 1 else 0)

@@ -21,9 +21,10 @@ PYTHON = {
     "workers": {"shared", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/blk": {"shared", "native._dataplane", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/net": {"shared", "native._net", "native._sandbox", "cbor2", "posix_ipc"},
-    # The blk worker's data plane on an image of no bytes.
+    # The data planes of blk and net, on an image of no bytes and on no tap.
     "workers/null": {"shared", "native._dataplane", "native._sandbox", "cbor2",
-                     "workers.blk.device", "workers.blk.disk"},
+                     "workers.blk.device", "workers.blk.disk", "workers.net.device",
+                     "workers.net.service"},
     "native": {"cffi"},
 }
 # What every worker may import of workers/.

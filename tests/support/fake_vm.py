@@ -65,23 +65,23 @@ class FakeChardev:
 
 
 class FakeHotplug:
-    """Disks come and go without fail; there are no other devices."""
+    """Disks and NICs come and go without fail; there are no other devices."""
 
     def __init__(self, vm: FakeVm) -> None:
         self._vm = vm
 
-    def add_node(self, drive: DriveConfig, done: Done) -> None:
+    def add_node(self, family: str, config: object, done: Done) -> None:
         done(None)
 
-    def delete_node(self, name: str, done: Done) -> None:
+    def delete_node(self, family: str, name: str, done: Done) -> None:
         done(None)
 
-    def add_disk(self, name: str, driver: str, number: int, drive: str, options: Any,
-                 done: Done) -> None:
+    def add_device(self, family: str, name: str, driver: str, index: int, backend: str,
+                   options: Any, done: Done) -> None:
         done(None)
 
     def delete_device(self, name: str, done: Done) -> None:
-        if not name.startswith("drive"):
+        if not name.startswith(("drive", "net")):
             raise DeviceError(f"Device {name} not found")
         self._vm.events.emit("DEVICE_DELETED", {"device": name, "path": name})
         done(None)
@@ -104,6 +104,7 @@ class FakeVm:
         self.run_state = "running"
         self.vcpus = [FakeVcpu(index) for index in range(cpus)]
         self.blocks = {"rootfs": FakeBlockNode(DriveConfig("rootfs", "/path/to/rootfs"), "disk0")}
+        self.nets: dict[str, Any] = {}
         self.devices = {"disk0": FakeDevice("disk0")}
         self.chardevs = {"serial0": FakeChardev(ChardevConfig("serial0", "pty"))}
         self.hotplug = FakeHotplug(self)
@@ -112,6 +113,9 @@ class FakeVm:
         self.error: VmmError | None = None
         self.ended = False
         self._waiting: list[Callable[[], None]] = []
+
+    def family(self, name: str) -> str:
+        return name
 
     def workers(self) -> list[Any]:
         return [d.worker for d in self.devices.values() if d.worker is not None]

@@ -192,11 +192,18 @@ def test_top_on_a_terminal(web: TestVm, run_dir: Path) -> None:
 
 # ---- the console ---------------------------------------------------------------------------
 
+
+def wait_for_qmp(run_dir: Path) -> None:
+    """Until the VM is there: stratoctl doesn't wait for one that is about to be."""
+    connect(f"{run_dir}/web/qmp.sock", 30).close()
+
+
 @pytest.mark.parametrize("kind", ["socket", "pty"])
 def test_the_console_on_a_terminal(start_vm: Start, run_dir: Path, kind: str) -> None:
     serial = {"pty": "pty", "socket": f"socket,path={run_dir}/web/console.sock,server,nowait"}
     start_vm("-qmp", f"unix:{run_dir}/web/qmp.sock,server,nowait", "-serial", serial[kind],
              qmp=False, serial=False)
+    wait_for_qmp(run_dir)
     with Terminal("console", "web", "--run-dir", run_dir) as terminal:
         before = termios.tcgetattr(terminal.follower)
         terminal.wait_for(b"Ctrl-] leaves")
@@ -223,6 +230,7 @@ def test_a_console_in_a_pipe(start_vm: Start, run_dir: Path) -> None:
     vm = start_vm("-qmp", f"unix:{run_dir}/web/qmp.sock,server,nowait", "-serial",
                   f"socket,path={run_dir}/web/console.sock,server,nowait",
                   qmp=False, serial=False)
+    wait_for_qmp(run_dir)
     with connect(f"{run_dir}/web/console.sock", 30) as peer:
         peer.settimeout(30)
         peer.sendall(b"echo\n")

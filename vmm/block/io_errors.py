@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmm.machine.machine import BlockNode
+    from vmm.block.family import BlockNode
     from vmm.qmp.events import Events
     from vmm.worker.process import WorkerProcess
 

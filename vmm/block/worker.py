@@ -13,7 +13,7 @@ TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmm.machine.machine import BlockNode
+    from vmm.block.family import BlockNode
     from vmm.worker.nursery import Nursery
     from vmm.worker.process import WorkerProcess
 

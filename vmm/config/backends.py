@@ -143,10 +143,15 @@ def socket_path(options: SubOptions, path: str) -> str:
 
 
 def parse_netdev(config: VmConfig, text: str) -> None:
-    """`-netdev tap|vhost-user,id=,…`: kept for the device that names it."""
+    """`-netdev tap|vhost-user,id=,…`: for the device that names it."""
+    from vmm.config.net import read_netdev
+
     options = SubOptions("-netdev", text, ("type",))
-    options.take_choice("type", ("tap", "vhost-user"))
-    raise options.error("network devices are not supported yet", "remove it")
+    netdev = read_netdev(config, options)
+    if netdev.id in config.netdevs:
+        raise options.error(f'Netdev "{netdev.id}" has been added',
+                            "give each netdev an id of its own")
+    config.netdevs[netdev.id] = netdev
 
 
 def parse_object(config: VmConfig, text: str) -> None:

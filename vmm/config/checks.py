@@ -22,6 +22,7 @@ def check(config: VmConfig) -> None:
     _check_machine(config)
     _check_listeners(config)
     _check_devices(config)
+    _check_macs(config)
     _check_chardevs(config)
     _check_files(config)
     if config.daemonize and config.log == "":
@@ -55,6 +56,7 @@ def _check_listeners(config: VmConfig) -> None:
 def _check_devices(config: VmConfig) -> None:
     ids: set[str] = set()
     drives: set[str] = set()
+    netdevs: set[str] = set()
     for device in config.devices:
         if device.id and device.id in ids:
             raise ConfigError(f"-device {device.driver}: Device id {device.id} existed",
@@ -64,6 +66,9 @@ def _check_devices(config: VmConfig) -> None:
         if thread and config.objects.get(thread, {}).get("qom-type") != "iothread":
             raise ConfigError(f"-device {device.driver}: there is no iothread '{thread}'",
                               f"add -object iothread,id={thread}")
+        netdev = device.options.get("netdev")
+        if netdev is not None:
+            _check_netdev(config, device.driver, netdev, netdevs)
         drive = device.options.get("drive")
         if drive is None:
             continue
@@ -76,10 +81,32 @@ def _check_devices(config: VmConfig) -> None:
         drives.add(drive)
 
 
+def _check_netdev(config: VmConfig, driver: str, netdev: str, taken: set[str]) -> None:
+    if netdev not in config.netdevs:
+        raise ConfigError(f'-device {driver}: Netdev: "{netdev}" not found for net device',
+                          f"add -netdev tap,id={netdev},ifname=…")
+    if netdev in taken:
+        raise ConfigError(f"-device {driver}: the netdev '{netdev}' serves another device already",
+                          "give each device its own netdev")
+    taken.add(netdev)
+
+
+def _check_macs(config: VmConfig) -> None:
+    macs: set[str] = set()
+    for device in config.devices:
+        mac = device.options.get("mac", "").lower()
+        if mac and mac in macs:
+            raise ConfigError(f"-device {device.driver}: another NIC has the address {mac}",
+                              "give each NIC an address of its own")
+        macs.add(mac)
+
+
 def _check_chardevs(config: VmConfig) -> None:
     users = [("-serial", config.serial)] if config.serial is not None else []
     users += [(f"-device {device.driver}", device.options["chardev"])
               for device in config.devices if "chardev" in device.options]
+    users += [(netdev.option, netdev.chardev) for netdev in config.netdevs.values()
+              if netdev.chardev]
     taken: set[str] = set()
     for user, chardev in users:
         if chardev not in config.chardevs or chardev in taken:

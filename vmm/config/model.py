@@ -90,6 +90,34 @@ class DriveConfig:
         self.throttling: dict[str, int] = {}
 
 
+# Limits a second of a netdev: what the guest receives and what it sends.
+NET_LIMITS = ("rx-packets", "rx-bytes", "tx-packets", "tx-bytes")
+
+
+class NetdevConfig:
+    """`-netdev` or `netdev_add`: a network back end.
+
+    kind is "tap", by `ifname` or by open descriptors `fds`, `queues` queue pairs in all; or
+    "vhost-user" by `chardev`.  limits: NET_LIMITS that are set.
+    """
+
+    __slots__ = ("chardev", "fds", "id", "ifname", "kind", "limits", "queues")
+
+    def __init__(self, id: str, kind: str) -> None:
+        self.id = id
+        self.kind = kind
+        self.ifname = ""
+        self.fds: list[int] = []
+        self.queues = 1
+        self.chardev = ""
+        self.limits: dict[str, int] = {}
+
+    @property
+    def option(self) -> str:
+        """What the user wrote to have it, for errors."""
+        return f"-netdev {self.kind},id={self.id}"
+
+
 SERIAL_CHARDEV = "serial_chardev"  # the id of a chardev that -serial made in place
 
 
@@ -186,7 +214,7 @@ class VmConfig:
         self.memory = MemoryConfig()
         self.boot = BootConfig()
         self.drives: dict[str, DriveConfig] = {}
-        self.netdevs: dict[str, dict[str, str]] = {}
+        self.netdevs: dict[str, NetdevConfig] = {}
         self.objects: dict[str, dict[str, str]] = {}
         self.devices: list[DeviceConfig] = []
         self.chardevs: dict[str, ChardevConfig] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.virtio import blk
-from vmm.devices.vhost_user import VhostUserDevice
+from vmm.devices.slot_device import SlotDevice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _WRITEBACK = 32   # u8, the one writable field
 _NUM_QUEUES = 34  # le16
 
 
-class VirtioBlk(VhostUserDevice):
+class VirtioBlk(SlotDevice):
     """One disk. `num_queues` and `queue_size` are what the guest sees.
 
     :param socket_fd: -1 makes the disk of an empty slot.
@@ -77,11 +77,13 @@ class VirtioBlk(VhostUserDevice):
         self._slot_features = features | (F_MQ if len(self.queue_sizes) > 1 else 0)
 
     def prefetch_config(self) -> None:
-        """Have the config space ready before the driver asks: it waits for nobody then.
-
-        :raises BackendError: the back end doesn't answer.
-        """
+        """See `SlotDevice.prefetch_config`."""
         self.read_config(0, CONFIG_SIZE)
+
+    def null_order(self) -> tuple[dict[str, object], list[int]]:
+        """See `SlotDevice.null_order`."""
+        return {"device": "blk", "queues": len(self.queue_sizes),
+                "queue-size": max(self.queue_sizes)}, []
 
     def features(self) -> int:
         """See `VirtioDevice.features`."""

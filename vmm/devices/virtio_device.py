@@ -76,6 +76,10 @@ class VirtioDevice:
         """`cont`: start the rings again where `pause` left them; kick and call each once."""
         raise NotImplementedError
 
+    def is_in_use(self) -> bool:
+        """A driver has started the device, and to stop it may take a while."""
+        return False
+
     def abort(self) -> None:
         """End every wait for a back end, now and in future. Any thread; never waits."""
 

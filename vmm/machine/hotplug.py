@@ -1,4 +1,4 @@
-"""Disks come and go while the VM lives: into the slots of a microVM, and out of them.
+"""Disks and NICs come and go while the VM lives: into the slots of a microVM, and out of them.
 
 One thing happens at a time (`_queue`), whoever asked for it; what waits does so off the main
 loop.  A slot's device never goes: its back end is replaced (vmm/devices/vhost_user.py), its
@@ -12,23 +12,22 @@ import time
 
 from shared import log
 from shared.errors import StratovirtError
-from vmm.block.image import open_image
-from vmm.block.worker import BlockWorkers
 from vmm.errors import BackendError, ConfigError, DeviceError, StateError
-from vmm.machine.machine import BlockNode, Device
-from vmm.machine.slots import BLOCK_SLOTS, Slot, empty_name
-from vmm.worker.null import NullBackend
+from vmm.machine.machine import Device
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
-    from vmm.block.image import Image
-    from vmm.config.model import DriveConfig
-    from vmm.devices.vhost_user import VhostUserDevice
+    from vmm.devices.slot_device import SlotDevice
+    from vmm.machine.family import Family, Node
     from vmm.machine.machine import Machine
+    from vmm.machine.slots import Slot
     from vmm.vm import Vm
+    from vmm.worker.null import NullBackend
     from vmm.worker.process import WorkerProcess
+    from vmm.worker.supervisor import Kind
 
     Done = Callable[[Exception | None], None]
 
@@ -52,9 +51,6 @@ class Hotplug:
         self._machine = machine
         self._null = null
         self._queue: list[tuple[Callable[[Done], None], Done]] = []
-        # Images whose last worker had finished all when it was ended: their next one need not
-        # wait until the kernel has taken the last one's ring apart (tens of milliseconds).
-        self._drained: list[Image] = []
 
     # ---- one at a time ---------------------------------------------------------------------
 
@@ -84,84 +80,88 @@ class Hotplug:
 
     # ---- back ends -------------------------------------------------------------------------
 
-    def add_node(self, drive: DriveConfig, done: Done) -> None:
-        """`blockdev-add`: open and lock an image."""
-        self.take_turn(lambda finish: self._add_node(drive, finish), done)
+    def add_node(self, family: Family, config: Any, done: Done) -> None:
+        """`blockdev-add`, `netdev_add`: open what a back end stands for."""
+        self.take_turn(lambda finish: self._add_node(family, config, finish), done)
 
-    def _add_node(self, drive: DriveConfig, done: Done) -> None:
-        blocks = self._machine.blocks
-        if drive.id in blocks:
-            raise ConfigError(f"{drive.id} is already registered.", "query-block lists them all")
-        if len(blocks) >= MAX_NODES:
-            raise ConfigError(f"There are {MAX_NODES} block back ends already",
-                              "remove one: blockdev-del")
-        others = [node.image for node in blocks.values()]
-        opened: list[Image] = []
+    def _add_node(self, family: Family, config: Any, done: Done) -> None:
+        nodes = family.nodes(self._machine)
+        if config.id in nodes:
+            raise ConfigError(f"{config.id} is already registered.",
+                              "choose another id, or remove that one")
+        if len(nodes) >= MAX_NODES:
+            raise ConfigError(f"There are {MAX_NODES} {family.name} back ends already",
+                              f"remove one: {family.remove}")
+        others = dict(nodes)
+        opened: list[Node] = []
 
         def finish(error: Exception | None) -> None:
             if error is None:
-                blocks[drive.id] = BlockNode(drive, opened[0])
+                nodes[config.id] = opened[0]
             done(error)
 
-        self._vm.off_loop(lambda: opened.append(open_image(drive, others=others)), finish)
+        self._vm.off_loop(lambda: opened.append(family.open(config, others)), finish)
 
-    def delete_node(self, name: str, done: Done) -> None:
-        """`blockdev-del`: close an image that no device uses."""
-        self.take_turn(lambda finish: self._delete_node(name, finish), done)
+    def delete_node(self, family: Family, name: str, done: Done) -> None:
+        """`blockdev-del`, `netdev_del`: close a back end that no device uses."""
+        self.take_turn(lambda finish: self._delete_node(family, name, finish), done)
 
-    def _delete_node(self, name: str, done: Done) -> None:
-        node = self._machine.blocks.get(name)
+    def _delete_node(self, family: Family, name: str, done: Done) -> None:
+        nodes = family.nodes(self._machine)
+        node = nodes.get(name)
         if node is None:
-            raise ConfigError(f"Drive {name} not found", "query-named-block-nodes lists them")
+            raise ConfigError(f"{family.backend.capitalize()} {name} not found",
+                              f"only what {family.add} has added can be removed")
         if node.device_id is not None:
-            raise ConfigError(f"Drive {name} is in use by the device '{node.device_id}'",
-                              "remove the device first: device_del")
-        node.image.close()
-        del self._machine.blocks[name]
+            raise ConfigError(f"{family.backend.capitalize()} {name} is in use by the device "
+                              f"'{node.device_id}'", "remove the device first: device_del")
+        node.close()
+        del nodes[name]
         done(None)
 
     # ---- plugging --------------------------------------------------------------------------
 
-    def add_disk(self, name: str, driver: str, number: int, drive: str,
-                 options: Mapping[str, str], done: Done) -> None:
-        """`device_add`: a worker serves the back end `drive` in slot `number`."""
-        self.take_turn(lambda finish: self._add_disk(name, driver, number, drive, options, finish),
-                      done)
+    def add_device(self, family: Family, name: str, driver: str, index: int, backend: str,
+                   options: Mapping[str, str], done: Done) -> None:
+        """`device_add`: a worker serves the back end `backend` in slot `index` of the family."""
+        self.take_turn(lambda finish: self._add_device(family, name, driver, index, backend,
+                                                       options, finish), done)
 
-    def _add_disk(self, name: str, driver: str, number: int, drive: str,
-                  options: Mapping[str, str], done: Done) -> None:
-        node = self._machine.blocks.get(drive)
+    def _add_device(self, family: Family, name: str, driver: str, index: int, backend: str,
+                    options: Mapping[str, str], done: Done) -> None:
+        node = family.nodes(self._machine).get(backend)
         if node is None:
-            raise DeviceError(f"Failed to find device configuration: there is no drive '{drive}'",
-                              "add it first: blockdev-add")
-        if not 0 <= number < BLOCK_SLOTS:
-            raise DeviceError(f"A maximum of block {BLOCK_SLOTS} replaceable devices are "
-                              f"supported: there is no slot {number}",
-                              f"use 0 to {BLOCK_SLOTS - 1}")
+            raise family.not_found(backend)
+        if not 0 <= index < family.count:
+            raise DeviceError(f"A maximum of {family.name} {family.count} replaceable devices are "
+                              f"supported: there is no slot {index}",
+                              f"use 0 to {family.count - 1}")
         if name in self._machine.devices:
             raise DeviceError(f"The device '{name}' exists already", "choose another id")
         if node.device_id is not None:
-            raise DeviceError(f"The drive '{drive}' already serves the device "
-                              f"'{node.device_id}'", "give each device its own drive")
-        slot = self._machine.slots[number]
+            raise DeviceError(f"The {family.backend} '{backend}' already serves the device "
+                              f"'{node.device_id}'",
+                              f"give each device its own {family.backend}")
+        slot = self._machine.slots[family.first + index]
         if slot.occupant is not None:
-            raise DeviceError(f"The slot {number} is occupied already by '{slot.occupant.id}'.",
+            raise DeviceError(f"The slot {index} is occupied already by '{slot.occupant.id}'.",
                               "choose another one, or remove that device")
+        kind = family.workers(self._vm.nursery(), node, name, slot.device, options)
         node.device_id = name
-        slot.device.rename(name)
-        self._plug(slot, node, name, driver, options, done)
+        slot.vhost.rename(name)
+        self._plug(slot, family, node, Device(name, driver, slot.number, slot.device,
+                                              slot.transport, None, kind), options, done)
 
-    def _plug(self, slot: Slot, node: BlockNode, name: str, driver: str,
+    def _plug(self, slot: Slot, family: Family, node: Node, device: Device,
               options: Mapping[str, str], done: Done) -> None:
-        shape = {**options, "num-queues": str(len(slot.device.queue_sizes)),
-                 "queue-size": str(max(slot.device.queue_sizes))}
-        kind = BlockWorkers(self._vm.nursery(), node, name, shape, slot=True)
+        kind = device.kind
+        assert kind is not None
 
         def failed(error: Exception, worker: WorkerProcess | None = None) -> None:
             def finish(_: Exception | None) -> None:
                 node.device_id = None
-                slot.device.rename(empty_name(slot.number))
-                self._vm.nursery().pages.drop(name)
+                slot.vhost.rename(slot.empty_name)
+                self._vm.nursery().pages.drop(device.id)
                 done(error)
 
             if worker is None:
@@ -187,20 +187,16 @@ class Hotplug:
                     error = DeviceError(f"{error}; its worker ended: {worker.reason}")
                 failed(error, worker)
                 return
-            self._null.release(slot.device)
-            device = Device(name, driver, slot.number, slot.device, slot.transport, worker, kind)
+            self._null.release(slot.vhost)
+            device.worker = worker
             slot.occupant = device
-            self._machine.devices[name] = device
+            self._machine.devices[device.id] = device
             self._vm.supervisor.watch(device)
-            if node.config.readonly:
-                log.warning(f"Device {name} is read-only: a driver that is up learns it when it "
-                            "probes the next time, and gets errors for writes until then")
-            self._show(slot, lambda: slot.device.show_disk(node.config.readonly), done)
+            family.warn(device.id, slot.device, node, options)
+            self._show(slot, lambda: family.show(slot.device, node, options), done)
 
-        opened: list[int] = []
-        others = [image for image in self._drained if not image.is_same_file(node.image)]
-        drained = len(others) < len(self._drained)
-        self._drained = others
+        opened: list[Any] = []
+        drained = family.is_drained(node)
         self._vm.off_loop(lambda: opened.append(kind.open(drained, PLUG_LIMIT)), spawn)
 
     @staticmethod
@@ -209,23 +205,23 @@ class Hotplug:
         if not worker.wait_started(deadline):
             raise DeviceError(f"{slot.device.id}: failed to update config: the worker did not "
                               "start", worker.reason or "look at the log")
-        slot.device.replace_backend(worker.take_socket(), deadline, drain=True, harmless=True)
+        slot.vhost.replace_backend(worker.take_socket(), deadline, drain=True, harmless=True)
 
-    def _undo(self, slot: Slot, worker: WorkerProcess, kind: BlockWorkers, done: Done) -> None:
+    def _undo(self, slot: Slot, worker: WorkerProcess, kind: Kind, done: Done) -> None:
         """End a worker that could not take over, or not completely."""
         worker.discard()
-        if not slot.device.is_without_backend():
+        if not slot.vhost.is_without_backend():
             done(None)  # the null back end serves on
             return
         # It may have taken requests before it failed.
         self._vm.off_loop(lambda: kind.discard(kind.open(False, DEAD_LIMIT)),
-                          lambda _: self._back_to_null(slot.device, done))
+                          lambda _: self._back_to_null(slot.vhost, done))
 
     def _show(self, slot: Slot, change: Callable[[], None], done: Done) -> None:
         """Change what the config space says, and tell the guest."""
         def work() -> None:
             change()
-            slot.device.prefetch_config()
+            slot.vhost.prefetch_config()
 
         def finish(error: Exception | None) -> None:
             if error is not None:  # the supervisor deals with it; the driver will ask again
@@ -248,7 +244,9 @@ class Hotplug:
         device = self._machine.devices.get(name)
         slot = next((s for s in self._machine.slots if s.occupant is device), None)
         if device is None or slot is None:
-            raise DeviceError(f"Device {name} not found", "query-block lists the disks")
+            raise DeviceError(f"Device {name} not found", "query-workers lists the devices")
+        if slot.family is None:
+            raise DeviceError(f"Device {name} can't be unplugged", "disks and NICs alone can")
         if not slot.replaceable or device.worker is None:
             raise DeviceError(f"Device {name} can't be unplugged: its back end is not ours",
                               "end that back end, the guest then sees that the device failed")
@@ -288,7 +286,7 @@ class Hotplug:
 
     def _replace_by_null(self, slot: Slot, done: Done) -> None:
         """What a driver has started must go on; what none has started needs nobody."""
-        device = slot.device
+        device = slot.vhost
         deadline = time.monotonic() + DRAIN_LIMIT
         fds: list[int] = []
 
@@ -320,12 +318,12 @@ class Hotplug:
         worker.kill()
 
         def work() -> None:
-            slot.device.lost("it was killed")
+            slot.vhost.lost("it was killed")
             kind.discard(kind.open(False, DEAD_LIMIT))
 
         def ended(error: Exception | None) -> None:
             if error is None:
-                self._back_to_null(slot.device,
+                self._back_to_null(slot.vhost,
                                    lambda _: self._gone(slot, device, done, drained=False))
             else:
                 worker.stopping = False
@@ -334,7 +332,7 @@ class Hotplug:
 
         self._vm.off_loop(work, ended)
 
-    def _back_to_null(self, device: VhostUserDevice, done: Done) -> None:
+    def _back_to_null(self, device: SlotDevice, done: Done) -> None:
         if device.is_in_use() and device.is_without_backend():
             self._null.attach(device, done)
         else:
@@ -344,41 +342,46 @@ class Hotplug:
         if device.worker is not None:
             device.worker.kill()
         slot.occupant = None
-        slot.device.rename(empty_name(slot.number))
-        slot.device.show_empty()
+        slot.vhost.rename(slot.empty_name)
+        slot.vhost.show_empty()
         del self._machine.devices[device.id]
-        for name, node in list(self._machine.blocks.items()):
+        assert slot.family is not None
+        nodes = slot.family.nodes(self._machine)
+        for name, node in list(nodes.items()):
             if node.device_id == device.id:
-                node.image.close()
-                del self._machine.blocks[name]
-                if drained:
-                    self._drained = [*self._drained[-MAX_NODES:], node.image]
+                node.close()
+                del nodes[name]
+                slot.family.left(node, drained)
         self._vm.nursery().pages.drop(device.id)
         slot.device.on_config_change()
         self._vm.events.emit("DEVICE_DELETED", {"device": device.id, "path": device.id})
         done(None)
 
-    # ---- slots without a disk --------------------------------------------------------------
+    # ---- slots without a device ------------------------------------------------------------
 
     def needed(self, slot: Slot) -> None:
         """A driver started a slot that has no back end now."""
         self.take_turn(lambda finish: self._serve_needy(slot, finish), _log_failure)
 
     def _serve_needy(self, slot: Slot, done: Done) -> None:
-        # A disk whose worker has died isn't an empty slot: its next worker goes on with the
+        # A device whose worker has died leaves no empty slot: its next worker goes on with the
         # rings, once the I/O of the last one has ended.
         if slot.occupant is not None and self._vm.supervisor.brings_worker(slot.occupant):
             done(None)
         else:
-            self._back_to_null(slot.device, done)
+            self._back_to_null(slot.vhost, done)
 
     def give_up(self, device: Device, done: Done) -> None:
         """In its turn: nobody but the null back end serves this device from now on."""
         if self._machine.devices.get(device.id) is not device:
             done(None)  # it went meanwhile
             return
-        self._vm.off_loop(lambda: device.device.lost("it is given up"),
-                          lambda _: self._null.attach(device.device, done))
+        slot = self._machine.slots[device.slot]
+        if slot.family is None:
+            done(DeviceError("nobody else can answer for it"))
+            return
+        self._vm.off_loop(lambda: device.vhost.lost("it is given up"),
+                          lambda _: self._null.attach(slot.vhost, done))
 
 
 def _log_failure(error: Exception | None) -> None:

@@ -14,33 +14,24 @@ from vmm.errors import DeviceError, VmmError
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from vmm.block.image import Image
+    from vmm.block.family import BlockNode
     from vmm.chardev.base import Chardev
-    from vmm.config.model import DriveConfig
     from vmm.devices.ged import GenericEventDevice
     from vmm.devices.vhost_user import VhostUserDevice
+    from vmm.devices.virtio_device import VirtioDevice
     from vmm.hypervisor.interface import Uart
     from vmm.hypervisor.kvm import KvmVm
+    from vmm.machine.family import Family
     from vmm.machine.slots import Slot
     from vmm.memory import GuestMemory
+    from vmm.net.node import NetNode
     from vmm.transport.virtio_mmio import VirtioMmio
     from vmm.vcpu import VcpuThread
     from vmm.worker.nursery import Nursery
     from vmm.worker.process import WorkerProcess
     from vmm.worker.supervisor import Kind
-
-
-class BlockNode:
-    """A block back end: its configuration, the opened image, and the device that uses it."""
-
-    __slots__ = ("config", "device_id", "image")
-
-    def __init__(self, config: DriveConfig, image: Image) -> None:
-        self.config = config
-        self.image = image
-        self.device_id: str | None = None
 
 
 class Device:
@@ -49,7 +40,7 @@ class Device:
 
     __slots__ = ("device", "driver", "id", "kind", "slot", "transport", "worker")
 
-    def __init__(self, id: str, driver: str, slot: int, device: VhostUserDevice,
+    def __init__(self, id: str, driver: str, slot: int, device: VirtioDevice,
                  transport: VirtioMmio, worker: WorkerProcess | None,
                  kind: Kind | None = None) -> None:
         self.id = id
@@ -59,6 +50,12 @@ class Device:
         self.transport = transport
         self.worker = worker
         self.kind = kind
+
+    @property
+    def vhost(self) -> VhostUserDevice:
+        """The virtio device of one that has a worker."""
+        assert self.kind is not None
+        return self.device  # type: ignore[return-value]
 
 
 class Machine:
@@ -71,11 +68,23 @@ class Machine:
         self.ged: GenericEventDevice | None = None
         self.vcpus: list[VcpuThread] = []
         self.blocks: dict[str, BlockNode] = {}
+        self.nets: dict[str, NetNode] = {}
         self.devices: dict[str, Device] = {}
+        self.families: Sequence[Family] = ()  # whose slots come first
         self.slots: list[Slot] = []  # of virtio devices, empty ones included
         self.chardevs: dict[str, Chardev] = {}
         self.nursery: Nursery | None = None
         self.reload: Callable[[], None]  # kernel, tables and vCPU registers as at power-on
+
+    def family(self, name: str) -> Family:
+        """The family of this name.
+
+        :raises DeviceError: this machine has no such slots.
+        """
+        for family in self.families:
+            if family.name == name:
+                return family
+        raise DeviceError(f"This machine has no slots for {name} devices", "start a microvm")
 
     # ---- vCPUs -----------------------------------------------------------------------------
 

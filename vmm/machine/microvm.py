@@ -13,19 +13,18 @@ from __future__ import annotations
 
 from vmm.arch.x86_64 import layout, setup
 from vmm.arch.x86_64.topology import Topology
-from vmm.block.image import open_image
-from vmm.block.worker import BlockWorkers
+from vmm.block.family import BlockFamily, open_drive
 from vmm.bus.address_space import AddressSpace
 from vmm.chardev import create_chardev
 from vmm.confinement import vcpu_confinement
 from vmm.devices.ged import GenericEventDevice
 from vmm.devices.serial import Serial
-from vmm.devices.vhost_user import connect_backend
-from vmm.devices.virtio_blk import VirtioBlk
 from vmm.errors import ConfigError
-from vmm.machine.machine import BlockNode, Device, Machine
-from vmm.machine.slots import BLOCK_SLOTS, Slot, empty_name
+from vmm.machine.machine import Device, Machine
+from vmm.machine.part import Part, device_name
+from vmm.machine.slots import Slot
 from vmm.memory import GuestMemory
+from vmm.net.family import NetFamily
 from vmm.transport.virtio_mmio import VirtioMmio
 from vmm.vcpu import VcpuThread
 
@@ -34,17 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.cleanup import Cleanup
-    from vmm.config.model import DeviceConfig, VmConfig
+    from vmm.config.model import VmConfig
+    from vmm.devices.virtio_device import VirtioDevice
     from vmm.event_loop import EventLoop
     from vmm.hypervisor.kvm import KvmHypervisor
+    from vmm.machine.family import Family
     from vmm.worker.nursery import Nursery
-    from vmm.worker.process import WorkerProcess
-    from vmm.worker.supervisor import Kind
-
-    Served = tuple[WorkerProcess, Kind]
-
-BLOCK_DRIVERS = ("virtio-blk-device", "vhost-user-blk-device")
-WORKER_DRIVERS = ("virtio-blk-device",)  # those whose back end is a worker of ours
 
 
 class MicroVmBuilder:
@@ -70,17 +64,18 @@ class MicroVmBuilder:
         :raises VmmError: something can't be had; what was opened is closed by `cleanup`.
         """
         machine = self.machine
-        self._open_images()
+        machine.families = (BlockFamily(), NetFamily(self.config))
+        self._open_nodes()
         self._make_memory()
         # A file behind -mem-path may hold an older life.
         fresh = self.config.memory.path is None
         loading = setup.start_loading(machine.memory, self.config.boot, fresh)
         self.cleanup.push(loading.cancel)
-        workers = self._start_workers()
+        parts = self._start_parts()
         machine.vm.create_irqchip()
         self._make_chardevs()
         self._make_legacy()
-        self._make_devices(workers)
+        self._make_devices(parts)
         self._make_vcpus(setup.write_tables(machine.memory, self.config, loading, self._slots()))
         machine.reload = self._reload
         return machine
@@ -100,44 +95,29 @@ class MicroVmBuilder:
 
     # ---- back ends -------------------------------------------------------------------------
 
-    def _open_images(self) -> None:
+    def _open_nodes(self) -> None:
+        machine = self.machine
         for drive in self.config.drives.values():
-            others = [node.image for node in self.machine.blocks.values()]
-            try:
-                image = open_image(drive, others=others)
-            except ConfigError as error:
-                option = f"-drive id={drive.id},file={drive.file}"
-                raise ConfigError(f"{option}: {error.what}", error.hint) from error
-            self.cleanup.push(image.close)
-            self.machine.blocks[drive.id] = BlockNode(drive, image)
+            node = open_drive(drive, machine.blocks)
+            self.cleanup.push(node.close)
+            machine.blocks[drive.id] = node
+        for netdev in self.config.netdevs.values():
+            from vmm.net.node import open_netdev
 
-    def _start_workers(self) -> dict[int, Served]:
-        """Ask the nursery for the worker of each device that needs one, by device number."""
-        workers: dict[int, Served] = {}
+            net = open_netdev(netdev)
+            self.cleanup.push(net.close)
+            machine.nets[netdev.id] = net
+
+    def _start_parts(self) -> list[Part]:
+        """The devices of the command line; their workers are asked for."""
+        parts = []
         for number, device in enumerate(self.config.devices):
-            if device.driver in WORKER_DRIVERS:
-                workers[number] = self._start_block_worker(device, device_name(device, number))
-        return workers
-
-    def _start_block_worker(self, device: DeviceConfig, name: str) -> Served:
-        node = self._take_block_node(device, name)
-        assert self.nursery is not None  # every microvm has one
-        kind = BlockWorkers(self.nursery, node, name, device.options)
-        worker = kind.first()
-        self.cleanup.push(worker.kill)
-        return worker, kind
-
-    def _take_block_node(self, device: DeviceConfig, name: str) -> BlockNode:
-        drive_id = device.options.get("drive", "")
-        node = self.machine.blocks.get(drive_id)
-        if node is None:
-            raise ConfigError(f"-device {device.driver}: there is no drive '{drive_id}'",
-                              f"add -drive id={drive_id},file=…")
-        if node.device_id is not None:
-            raise ConfigError(f"-device {device.driver}: the drive '{drive_id}' already serves "
-                              f"the device '{node.device_id}'", "give each device its own drive")
-        node.device_id = name
-        return node
+            find = PARTS.get(device.driver)
+            if find is not None:  # else it belongs to another device
+                part = find()(device, device_name(device, number))
+                part.start(self)
+                parts.append(part)
+        return parts
 
     # ---- the board -------------------------------------------------------------------------
 
@@ -159,8 +139,9 @@ class MicroVmBuilder:
             self.machine.chardevs[config.id] = chardev
 
     def _backend_chardevs(self) -> set[str]:
-        return {device.options.get("chardev", "") for device in self.config.devices
-                if device.driver.startswith("vhost-user-")}
+        names = {device.options.get("chardev", "") for device in self.config.devices
+                 if device.driver.startswith("vhost-user-")}
+        return names | {netdev.chardev for netdev in self.config.netdevs.values()}
 
     def _make_legacy(self) -> None:
         machine = self.machine
@@ -175,45 +156,47 @@ class MicroVmBuilder:
 
     # ---- virtio ----------------------------------------------------------------------------
 
-    def _make_devices(self, workers: dict[int, Served]) -> None:
-        disks = [(number, config) for number, config in enumerate(self.config.devices)
-                 if config.driver in BLOCK_DRIVERS]
-        for _, config in disks[BLOCK_SLOTS:]:
-            raise ConfigError(f"A maximum of {BLOCK_SLOTS} block replaceable devices are "
-                              f"supported: -device {config.driver} is one too many", "remove it")
-        for number, config in disks:
-            self._make_disk(config, device_name(config, number),
-                            *workers.get(number, (None, None)))
-        # The guest looks for disks when it boots: those that come later go where it has looked.
-        while len(self.machine.slots) < BLOCK_SLOTS:
-            number = len(self.machine.slots)
-            device = VirtioBlk(empty_name(number), -1, self.machine.memory, self.loop,
-                               foreign=False)
-            self._add_slot(device, replaceable=True, lazy=True)
+    def _make_devices(self, parts: list[Part]) -> None:
+        for family in self.machine.families:
+            self._make_family(family, [part for part in parts if part.family == family.name])
+        for part in parts:
+            if not part.family:
+                self._place(part, None, 0)
 
-    def _make_disk(self, config: DeviceConfig, name: str, worker: WorkerProcess | None,
-                   kind: Kind | None) -> None:
-        if worker is not None:
-            socket_fd = worker.take_socket()
-        else:
-            socket_fd = connect_backend(self.config.chardevs[config.options["chardev"]])
-        device = VirtioBlk(name, socket_fd, self.machine.memory, self.loop,
-                           num_queues=int(config.options.get("num-queues", "1"), 0),
-                           queue_size=int(config.options.get("queue-size", "256"), 0),
-                           foreign=worker is None)
-        slot = self._add_slot(device, replaceable=worker is not None, lazy=False)
-        slot.occupant = Device(name, config.driver, slot.number, device, slot.transport, worker,
-                               kind)
-        self.machine.devices[name] = slot.occupant
+    def _make_family(self, family: Family, parts: list[Part]) -> None:
+        for part in parts[family.count:]:
+            raise ConfigError(f"A maximum of {family.count} {family.name} replaceable devices are "
+                              f"supported: -device {part.config.driver} is one too many",
+                              "remove it")
+        family.first = len(self.machine.slots)
+        for index, part in enumerate(parts):
+            self._place(part, family, index)
+        # The guest looks for devices when it boots: those that come later go where it has looked.
+        for index in range(len(parts), family.count):
+            device = family.make_empty("", self.machine.memory, self.loop, self.config)
+            slot = self._add_slot(device, family, index, replaceable=True, lazy=True)
+            device.rename(slot.empty_name)
 
-    def _add_slot(self, device: VirtioBlk, replaceable: bool, lazy: bool) -> Slot:
+    def _place(self, part: Part, family: Family | None, index: int) -> None:
+        device = part.make(self)
+        slot = self._add_slot(device, family, index, lazy=False,
+                              replaceable=family is not None and part.worker is not None)
+        slot.occupant = Device(part.name, part.config.driver, slot.number, device,
+                               slot.transport, part.worker, part.kind)
+        self.machine.devices[part.name] = slot.occupant
+
+    def _add_slot(self, device: VirtioDevice, family: Family | None, index: int,
+                  replaceable: bool, lazy: bool) -> Slot:
         machine = self.machine
         number = len(machine.slots)
-        base = layout.virtio_base(number)
-        transport = VirtioMmio(machine.vm, machine.memory, base, layout.virtio_gsi(number), device,
-                               lazy)
+        try:
+            base, gsi = layout.virtio_base(number), layout.virtio_gsi(number)
+        except ValueError:
+            raise ConfigError(f"IRQ number exhausted: there is no place for the device "
+                              f"{device.id}", "remove a -device") from None
+        transport = VirtioMmio(machine.vm, machine.memory, base, gsi, device, lazy)
         self.mmio.add(base, layout.VIRTIO_MMIO_SIZE, transport)
-        slot = Slot(number, device, transport, replaceable)
+        slot = Slot(number, device, transport, replaceable, family, index)
         machine.slots.append(slot)
         return slot
 
@@ -232,6 +215,27 @@ class MicroVmBuilder:
         self.cleanup.push(machine.stop_vcpus)
 
 
-def device_name(config: DeviceConfig, number: int) -> str:
-    """The user's id, or one that no user can have given twice: `#DRIVER.N`."""
-    return config.id or f"#{config.driver}.{number}"
+def _disk() -> type[Part]:
+    from vmm.block.part import DiskPart
+
+    return DiskPart
+
+
+def _foreign_disk() -> type[Part]:
+    from vmm.block.part import ForeignDiskPart
+
+    return ForeignDiskPart
+
+
+def _nic() -> type[Part]:
+    from vmm.net.part import NicPart
+
+    return NicPart
+
+
+# What each -device is; imported when the command line names it.
+PARTS: dict[str, Callable[[], type[Part]]] = {
+    "virtio-blk-device": _disk,
+    "vhost-user-blk-device": _foreign_disk,
+    "virtio-net-device": _nic,
+}

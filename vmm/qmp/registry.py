@@ -144,12 +144,13 @@ def load() -> Registry:
         hotplug,
         introspect,
         machine,
+        net,
         query,
         workers,
     )
 
     registry = Registry()
-    for family in (machine, query, block, hotplug, chardev, fds, workers, introspect):
+    for family in (machine, query, block, hotplug, net, chardev, fds, workers, introspect):
         registry.add(family.COMMANDS, family.TYPES)
     registry.add((), events.TYPES)
     registry.events.update(events.EVENTS)

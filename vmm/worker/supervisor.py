@@ -47,6 +47,9 @@ if TYPE_CHECKING:
         def discard(self, opened: Any) -> None:
             """It won't be needed any more."""
 
+        def first(self) -> WorkerProcess:
+            """The first one, at the start of the VM, on the main thread."""
+
         def spawn(self, opened: Any, keep: bool = False) -> WorkerProcess:
             """Ask the nursery, on the main thread; `opened` is used up, also in error, unless
             it is to be kept."""
@@ -112,7 +115,7 @@ class Supervisor:
         assert device.kind is not None
         ward = Ward(device, device.kind)
         self._wards[device.id] = ward
-        device.device.on_lost = lambda text: self._vm.loop.call_soon(
+        device.vhost.on_lost = lambda text: self._vm.loop.call_soon(
             lambda: self.lost(device, text))
         self._adopt(ward)
 
@@ -123,7 +126,7 @@ class Supervisor:
         if ward is not None and ward.state not in (SERVING, GIVEN_UP):
             return False
         self._wards.pop(device.id, None)
-        device.device.on_lost = _expected
+        device.vhost.on_lost = _expected
         if device.worker is not None:
             device.worker.on_end = None
         return True
@@ -139,7 +142,7 @@ class Supervisor:
         worker.on_end = lambda reason: self._ended(ward, worker, reason)
         if worker.state == "dead":
             self._ended(ward, worker, worker.reason)
-        elif ward.device.device.has_lost_backend():
+        elif ward.device.vhost.has_lost_backend():
             # Told while something else was under way, when `lost` does nothing.
             self.lost(ward.device, "its device lost the connection to it")
 
@@ -192,7 +195,7 @@ class Supervisor:
         opened: list[Any] = []
 
         def work() -> None:
-            ward.device.device.lost("its process has ended")
+            ward.device.vhost.lost("its process has ended")
             opened.append(ward.kind.reopen())
 
         def finish(error: Exception | None) -> None:
@@ -258,7 +261,7 @@ class Supervisor:
 
         def work() -> None:
             deadline = time.monotonic() + CONNECT_LIMIT
-            device.device.replace_backend(worker.take_socket(), deadline, drain=False)
+            device.vhost.replace_backend(worker.take_socket(), deadline, drain=False)
             rings[0] = time.monotonic()
             if not worker.wait_started(deadline):
                 raise DeviceError(f"the worker did not start: {worker.reason or 'in time'}")
@@ -283,7 +286,7 @@ class Supervisor:
         gap = int((since - ward.death) * 1e6)
         log.info(f"Worker {worker.kind} '{worker.device}' (pid {worker.pid}) took over after "
                  f"{gap} us, {int(ward.waited * 1e6)} us of them for the last one's I/O; "
-                 f"{ward.device.device.undone} requests are done again")
+                 f"{ward.device.vhost.undone} requests are done again")
         self._vm.events.emit("WORKER_RESTARTED", {"device": ward.device.id, "pid": worker.pid,
                                                   "gap-us": gap})
         self._adopt(ward)
@@ -297,7 +300,7 @@ class Supervisor:
         def work() -> None:
             # Nobody may answer for requests that the kernel still works on: the driver would
             # use their memory for something else.
-            device.device.lost("it is given up")
+            device.vhost.lost("it is given up")
             ward.kind.discard(ward.kind.open(drained=False))
 
         def finish(error: Exception | None) -> None:
@@ -360,7 +363,7 @@ class Supervisor:
                 raise DeviceError(f"the new worker did not start: {worker.reason or 'in time'}")
             times[0] = time.monotonic()
             old.stopping = True  # it ends with its connection, and nobody need be told
-            device.device.replace_backend(worker.take_socket(), times[0] + DRAIN_LIMIT, drain=True)
+            device.vhost.replace_backend(worker.take_socket(), times[0] + DRAIN_LIMIT, drain=True)
             times[1] = time.monotonic()
 
         def finish(error: Exception | None) -> None:
@@ -381,7 +384,7 @@ class Supervisor:
                 old.on_end = None
                 old.kill()
                 device.worker = worker
-                ward.death, ward.waited, device.device.undone = times[0], 0.0, 0
+                ward.death, ward.waited, device.vhost.undone = times[0], 0.0, 0
                 self._serves(ward, worker, times[1])
                 done(None)
 

@@ -10,6 +10,7 @@ from fcntl import ioctl
 
 from native import _net
 from shared.errors import SystemCallError, check
+from shared.statistics import HEADER_BYTES, RECORDS, page_bytes
 from shared.vhost_user import messages as m
 from shared.vhost_user.backend import BackendDevice
 from shared.vhost_user.backend_device import SERVED_FEATURES, RefusedError
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
 
 ffi, lib = _net.ffi, _net.lib
 
-COUNTER_NAMES = ("packets", "bytes", "dropped", "errors", "wakeups", "calls", "broken",
-                 "commands")
-COUNTER_BYTES = ffi.sizeof("struct sv_net_counters")
-STATE_BYTES = int(lib.sv_net_state_size())
+RECORD = RECORDS["net"]
+assert RECORD.bytes == ffi.sizeof("struct sv_net_counters")
+assert lib.sv_net_state_size() <= net.STATE_BYTES
 
 # linux/if_tun.h: what a tap may hand over whole.
 _TUNSETOFFLOAD = 0x400454D0
@@ -37,11 +37,12 @@ _TUN_F_CSUM, _TUN_F_UFO = 0x01, 0x10
 class NetDevice(BackendDevice):
     """One virtio-net device.
 
-    :param taps: a descriptor for each queue pair (shared/tap.py); they stay the caller's.
+    :param taps: a descriptor for each queue pair (shared/tap.py); they stay the caller's. -1: no
+        tap, nothing is received, what is sent is dropped.
     :param control: there is a control queue, the last ring.
     :param limits: packets and bytes a second, for receiving, then for transmitting; 0: none.
-    :param counters: writable memory of COUNTER_BYTES a queue, or None.
-    :param state: writable memory of STATE_BYTES that a successor goes on with, or None.
+    :param page: a statistics page (shared/statistics.py) in writable memory, or None.
+    :param state: writable memory of net.STATE_BYTES that a successor goes on with, or None.
     """
 
     # No config space: it is the front end's. No in-flight record: frames may be lost, and what
@@ -49,7 +50,7 @@ class NetDevice(BackendDevice):
     protocol_features = SERVED_FEATURES & ~(m.PF_CONFIG | m.PF_INFLIGHT_SHMFD)
 
     def __init__(self, taps: Sequence[int], control: bool, queue_size: int, mac: bytes,
-                 limits: Sequence[tuple[int, int]], counters: object | None,
+                 limits: Sequence[tuple[int, int]], page: object | None,
                  state: object | None, log: Callable[[str], None]) -> None:
         self.queue_count = 2 * len(taps) + control
         # Front ends count queue pairs of a NIC (QEMU, net/vhost-user.c); ours asks for no number.
@@ -60,9 +61,10 @@ class NetDevice(BackendDevice):
         self._log = log
         self._ufo = _takes_ufo(taps[0])
         self._running: set[int] = set()
-        self._counter_memory = counters if counters is not None else bytearray(
-            self.queue_count * COUNTER_BYTES)
-        self._counters = ffi.from_buffer("struct sv_net_counters[]", self._counter_memory)
+        # Held as long as the data plane writes to it.
+        self._page = ffi.from_buffer("uint8_t[]", bytearray(page_bytes("net", self.queue_count))
+                                     if page is None else page)
+        self._counters = ffi.cast("struct sv_net_counters *", self._page + HEADER_BYTES)
         self._state = ffi.NULL if state is None else ffi.cast(
             "struct sv_net_state *", ffi.from_buffer("char[]", state))
         error = ffi.new("int *")
@@ -178,9 +180,13 @@ class NetDevice(BackendDevice):
         lib.sv_net_mac(self._net, mac)
         return bytes(mac)
 
+    def set_link(self, up: bool) -> None:
+        """While the link is down frames are dropped, both ways."""
+        lib.sv_net_set_link(self._net, up)
+
     def counters(self) -> list[dict[str, int]]:
-        """The counters of each queue, by COUNTER_NAMES."""
-        return [{name: int(getattr(self._counters[i], name)) for name in COUNTER_NAMES}
+        """The counters of each queue, by the names of its record."""
+        return [{name: int(getattr(self._counters[i], name)) for name in RECORD.counters}
                 for i in range(self.queue_count)]
 
     def close(self) -> None:
@@ -191,6 +197,8 @@ class NetDevice(BackendDevice):
 
 
 def _takes_ufo(tap: int) -> bool:
+    if tap < 0:
+        return True  # whatever a driver may have acknowledged to who was here before
     try:
         ioctl(tap, _TUNSETOFFLOAD, _TUN_F_CSUM | _TUN_F_UFO)
         ioctl(tap, _TUNSETOFFLOAD, 0)

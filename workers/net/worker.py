@@ -16,17 +16,17 @@ def run(device: str, fds: dict[str, int], options: dict[str, object], reporter: 
     """Serve one device until the core closes the vhost-user connection.
 
     :param fds: vhost (the connected socket), tap0, tap1, … and, if the core wants them,
-        counters and state.
+        statistics and state.
     :raises StratovirtError: what the core is told as the reason of the end.
     """
     taps = [fds[f"tap{i}"] for i in range(len(fds)) if f"tap{i}" in fds]
     if "vhost" not in fds or not taps:
         raise UsageError("A net worker without the descriptors vhost and tap0")
-    service = Service(taps, options, fds.get("counters"), fds.get("state"), reporter.log)
+    service = Service(taps, options, fds.get("statistics"), fds.get("state"), reporter.log)
     stages = confine(f"sv-net-{device}")
     reporter.tell("started", stages=list(stages), engine=service.engine)
     try:
-        service.serve(fds["vhost"])
+        service.serve(fds["vhost"], reporter)
     except StratovirtError as error:
         reporter.log(f"{error}")
         raise

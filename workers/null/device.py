@@ -1,17 +1,19 @@
-"""A disk that isn't there: every read and write is an I/O error, at once.
+"""Devices that aren't there. A disk: every read and write is an I/O error, at once. A NIC: what is
+sent is dropped, nothing is received, and what the driver sets is kept for whoever comes.
 
-It is the blk worker's data plane on an image of no bytes, so that rings, requests in flight and
-hostile drivers are dealt with by the same code.
+They are the blk worker's data plane on an image of no bytes and the net worker's on no tap, so
+that rings, requests in flight and hostile drivers are dealt with by the same code.
 """
 
 from __future__ import annotations
 
 import os
 
-from shared.virtio import blk
+from shared.virtio import blk, net
 from workers.blk.device import MAX_QUEUES, BlkDevice
 from workers.blk.disk import Disk
 from workers.errors import UsageError
+from workers.net.device import NetDevice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +40,26 @@ class NullDisk(BlkDevice):
     def features(self) -> int:
         """Whatever a driver may have acknowledged to who was here before."""
         return blk.SLOT_BACKEND_FEATURES
+
+
+class NullNic(NetDevice):
+    """The NIC of an empty slot.
+
+    :param pairs, queue_size: those of the device that was there, or will be.
+    :param mac: what its driver was told.
+    :param state: the slot's memory of its driver, writable.
+    """
+
+    def __init__(self, pairs: int, queue_size: int, mac: bytes, state: object,
+                 log: Callable[[str], None]) -> None:
+        if not 1 <= pairs <= net.MAX_PAIRS or not 2 <= queue_size <= MAX_QUEUE_SIZE:
+            raise UsageError(f"A null back end with {pairs} queue pairs of {queue_size}",
+                             f"1 to {net.MAX_PAIRS} of 2 to {MAX_QUEUE_SIZE}")
+        super().__init__([-1] * pairs, True, queue_size, mac, ((0, 0), (0, 0)), None, state, log)
+
+    def features(self) -> int:
+        """Whatever a driver may have acknowledged to who was here before."""
+        return net.SLOT_BACKEND_FEATURES
 
 
 def empty_image() -> int:

@@ -12,25 +12,26 @@ import select
 from shared.errors import StratovirtError
 from shared.vhost_user.backend import Backend
 from workers.errors import UsageError
-from workers.null.device import NullDisk, empty_image
+from workers.net.service import map_state
+from workers.null.device import NullDisk, NullNic, empty_image
 from workers.startup import confine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from workers.nursery import Reporter
 
 MAX_CONNECTIONS = 64
+MAC_BYTES = 6
 
 
 class Connection:
     """One slot's."""
 
-    def __init__(self, fd: int, queues: int, queue_size: int, image: int,
-                 reporter: Reporter) -> None:
-        self.device = NullDisk(queues, queue_size, image, reporter.log)
-        self.backend = Backend(self.device, fd, reporter.log)
+    def __init__(self, device: NullDisk | NullNic, fd: int, log: Callable[[str], None]) -> None:
+        self.device = device
+        self.backend = Backend(device, fd, log)
 
     def close(self) -> None:
         """Stop its rings, unmap the guest."""
@@ -80,14 +81,24 @@ class Service:
                 os.close(fd)
 
     def _connect(self, message: Mapping[str, object], fds: list[int]) -> None:
-        queues, size = message.get("queues"), message.get("queue-size")
-        if (message.get("type") != "serve" or len(fds) != 1 or not isinstance(queues, int)
-                or not isinstance(size, int) or len(self._connections) >= MAX_CONNECTIONS):
+        if (message.get("type") != "serve" or not fds
+                or len(self._connections) >= MAX_CONNECTIONS):
             raise UsageError(f"A null worker can't do this: {message!r:.200}")
-        connection = Connection(fds.pop(), queues, size, self._image, self._reporter)
+        device = self._make_device(message, fds)
+        connection = Connection(device, fds.pop(0), self._reporter.log)
         fd = connection.backend.fileno()
         self._connections[fd] = connection
         self._poll.register(fd, select.POLLIN)
+
+    def _make_device(self, message: Mapping[str, object], fds: list[int]) -> NullDisk | NullNic:
+        queues, size, mac = (message.get(name) for name in ("queues", "queue-size", "mac"))
+        if isinstance(queues, int) and isinstance(size, int):
+            if message.get("device") == "blk" and len(fds) == 1:
+                return NullDisk(queues, size, self._image, self._reporter.log)
+            if (message.get("device") == "net" and len(fds) == 2 and isinstance(mac, bytes)
+                    and len(mac) == MAC_BYTES):
+                return NullNic(queues, size, mac, map_state(fds[1]), self._reporter.log)
+        raise UsageError(f"A null worker can't be this: {message!r:.200}")
 
     def close(self) -> None:
         """Let go of everything."""

@@ -12,7 +12,7 @@ from vmm.qmp.registry import DEFERRED, Argument, Command
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
-    from vmm.machine.machine import BlockNode
+    from vmm.block.family import BlockNode
     from vmm.qmp.connection import Request
     from vmm.vm import Vm
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shared import throttling
 from vmm.config.model import DriveConfig
 from vmm.config.options import parse_int
+from vmm.net.mac import parse_mac
 from vmm.qmp.errors import QmpError
 from vmm.qmp.registry import DEFERRED, Argument, Command
 
@@ -76,12 +77,14 @@ def _drive(arguments: dict[str, Any]) -> DriveConfig:
 
 
 def _blockdev_add(request: Request) -> object:
-    request.vm.hotplug.add_node(_drive(request.arguments), request.done)
+    vm = request.vm
+    vm.hotplug.add_node(vm.family("block"), _drive(request.arguments), request.done)
     return DEFERRED
 
 
 def _blockdev_del(request: Request) -> object:
-    request.vm.hotplug.delete_node(request.arguments["node-name"], request.done)
+    vm = request.vm
+    vm.hotplug.delete_node(vm.family("block"), request.arguments["node-name"], request.done)
     return DEFERRED
 
 
@@ -101,15 +104,32 @@ def _device_add(request: Request) -> object:
     name, driver = arguments["id"], arguments["driver"]
     if not name.isprintable() or name.startswith("#"):
         raise QmpError("The argument 'id' must be printable, and not begin with '#'")
-    if "blk" not in driver:
+    if "net" in driver:
+        family, backend, options = "net", arguments.get("netdev", name), _nic_options(arguments)
+    elif "blk" in driver:
+        family, backend, options = "block", arguments.get("drive", name), _disk_options(arguments)
+    else:
         raise QmpError(f"Unsupported replaceable device type: '{driver[:100]}'",
-                       "use virtio-blk-mmio")
+                       "use virtio-blk-mmio or virtio-net-mmio")
+    vm = request.vm
+    vm.hotplug.add_device(vm.family(family), name, driver, _slot(arguments), backend, options,
+                          request.done)
+    return DEFERRED
+
+
+def _disk_options(arguments: dict[str, Any]) -> dict[str, str]:
     serial = arguments.get("serial", "")
     if len(serial.encode()) > _SERIAL_LIMIT or not serial.isprintable():
         raise QmpError(f"The argument 'serial' must have at most {_SERIAL_LIMIT} bytes")
-    request.vm.hotplug.add_disk(name, driver, _slot(arguments), arguments.get("drive", name),
-                                {"serial": serial}, request.done)
-    return DEFERRED
+    return {"serial": serial}
+
+
+def _nic_options(arguments: dict[str, Any]) -> dict[str, str]:
+    mac = arguments.get("mac", "")
+    if mac and parse_mac(mac) is None:
+        raise QmpError("The argument 'mac': Mac address is illegal.",
+                       "write six bytes of a unicast address, as 52:54:00:12:34:56")
+    return {"mac": mac}
 
 
 def _device_del(request: Request) -> object:
@@ -135,12 +155,14 @@ COMMANDS = (
             *(Argument(f"throttling.{name}", "int", optional=True, low=0,
                        high=throttling.largest(name)) for name in throttling.OPTIONS)),
     Command("blockdev-del", _blockdev_del, Argument("node-name", "str", high=255)),
-    # What a disk in a slot has no use for is taken and ignored, as StratoVirt does.
+    # What a device in a slot has no use for is taken and ignored, as StratoVirt does.
     Command("device_add", _device_add, Argument("id", "str", high=255), Argument("driver", "str"),
             Argument("addr", "str", optional=True),
             Argument("lun", "int", optional=True, low=0, high=255),
             Argument("drive", "str", optional=True, high=255),
-            *_optional("serial", "bus", "romfile", "iothread", "share-rw", "disable-modern",
+            Argument("netdev", "str", optional=True, high=255),
+            *_optional("serial", "mac", "mq", "chardev",
+                       "bus", "romfile", "iothread", "share-rw", "disable-modern",
                        "vectors"),
             *_optional("num-queues", "queue-size", "boot_index", "bootindex", type="int"),
             *_optional("multifunction", type="bool")),

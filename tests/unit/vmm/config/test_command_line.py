@@ -164,7 +164,7 @@ def test_every_option_of_help_is_in_the_manual_page() -> None:
     ("-pidfile ''", "-pidfile"),
     ("-incoming file:/x", "-incoming file:/x"),
     ("-numa node", "-numa node"),
-    ("-netdev tap,id=n", "network devices are not supported yet"),
+    ("-netdev tap,id=n", "Tap device is missing"),
 ])
 def test_bad_words(line: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:

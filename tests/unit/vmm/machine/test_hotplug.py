@@ -106,10 +106,13 @@ class Stuck:
             lost=lambda text: self.calls.append("lost"), is_in_use=lambda: True,
             is_without_backend=lambda: True, rename=lambda name: None,
             show_empty=lambda: self.calls.append("empty"), on_config_change=lambda: None)
-        self.slot = SimpleNamespace(number=1, device=self.device, replaceable=True, occupant=None)
+        family = SimpleNamespace(nodes=lambda machine: {})
+        self.slot = SimpleNamespace(number=1, device=self.device, vhost=self.device,
+                                    replaceable=True, occupant=None, family=family,
+                                    empty_name="#block.1")
         self.slot.occupant = SimpleNamespace(id="d", worker=self.worker, kind=self.kind,
-                                             device=self.device)
-        self.machine = SimpleNamespace(blocks={}, slots=[self.slot],
+                                             device=self.device, vhost=self.device)
+        self.machine = SimpleNamespace(slots=[self.slot],
                                        devices={"d": self.slot.occupant})
         self.vm = SimpleNamespace(
             run_state="running", off_loop=self.off_loop, events=SimpleNamespace(

@@ -153,7 +153,7 @@ class FakeKind:
 class FakeDevice:
     def __init__(self, kind: FakeKind) -> None:
         self.id = "disk"
-        self.device = FakeBackedDevice()
+        self.vhost = FakeBackedDevice()
         self.kind = kind
         self.worker: FakeWorker | None = FakeWorker(99)
 

@@ -29,14 +29,15 @@ class FakeOrders:
 class FakeDevice:
     """A slot's device."""
 
-    queue_sizes = (256,)
-
     def __init__(self, used: bool = True) -> None:
         self.used = used
         self.calls: list[str] = []
 
     def is_in_use(self) -> bool:
         return self.used
+
+    def null_order(self) -> tuple[dict[str, object], list[int]]:
+        return {"queues": 1}, []
 
     def replace_backend(self, fd: int, deadline: float, drain: bool) -> None:
         import os
@@ -107,7 +108,7 @@ def test_one_worker_for_all(world: World) -> None:
     for device in devices:
         world.attach(device)
     assert len(world.workers) == 1
-    assert world.workers[0].orders.sent == [("serve", {"queues": 1, "queue-size": 256})] * 6
+    assert world.workers[0].orders.sent == [("serve", {"queues": 1})] * 6
     assert all(device.calls == ["replaced"] for device in devices)
 
 

@@ -22,8 +22,8 @@ def test_a_dead_worker_is_replaced(case: Case) -> None:
     assert case.vm.names() == ["WORKER_CRASHED", "WORKER_RESTARTED"]
     assert case.vm.told[0][1] == {"device": "disk", "pid": 99, "reason": "killed by signal 9"}
     assert case.kind.settled == 1 and case.kind.kept == 0  # waits for the old I/O
-    assert case.device.device.told_lost  # nobody waits for the dead
-    assert case.device.device.replaced == [(1100, False)]
+    assert case.device.vhost.told_lost  # nobody waits for the dead
+    assert case.device.vhost.replaced == [(1100, False)]
     assert case.worker.pid == 100 and case.worker.restarts == 1
 
 
@@ -54,7 +54,7 @@ def test_one_that_dies_during_recovery_is_followed(case: Case, failure: str) -> 
     if failure == "spawn":
         case.kind.spawn_errors = [WorkerSpawnError("no nursery", "")] * 2
     elif failure == "replace":
-        case.device.device.errors = [BackendError("gone", "")] * 2
+        case.device.vhost.errors = [BackendError("gone", "")] * 2
     else:
         case.kind.stillborn = 2
     case.die()
@@ -163,12 +163,12 @@ def test_no_ring_starts_before_the_old_io_has_ended(case: Case) -> None:
     case.worker.die()
     case.vm.held.pop()()
     (settling,) = case.vm.held
-    assert len(case.kind.made) == 1 and not case.device.device.replaced
+    assert len(case.kind.made) == 1 and not case.device.vhost.replaced
     settling()
     assert case.kind.settled == 1 and case.kind.kept == 0
-    assert not case.device.device.replaced
+    assert not case.device.vhost.replaced
     case.vm.held.pop()()
-    assert case.device.device.replaced == [(1100, False)]
+    assert case.device.vhost.replaced == [(1100, False)]
     assert "WORKER_RESTARTED" in case.vm.names()
 
 
@@ -194,8 +194,8 @@ def test_a_lock_that_can_t_be_had_is_the_end(case: Case) -> None:
 
 
 def test_a_worker_that_lies_is_put_down(case: Case) -> None:
-    assert case.device.device.on_lost is not None
-    case.device.device.on_lost("it talks nonsense")
+    assert case.device.vhost.on_lost is not None
+    case.device.vhost.on_lost("it talks nonsense")
     case.world.run()
     assert case.worker.put_down_with == "it talks nonsense"
     case.worker.die("killed by signal 9: it talks nonsense")
@@ -210,9 +210,9 @@ def test_a_connection_lost_while_its_worker_connects_is_remembered(case: Case) -
     case.vm.held.pop()()
     case.vm.held.pop()()
     (connecting,) = case.vm.held
-    case.device.device.hung_up = True
-    assert case.device.device.on_lost is not None
-    case.device.device.on_lost("it closed the connection")
+    case.device.vhost.hung_up = True
+    assert case.device.vhost.on_lost is not None
+    case.device.vhost.on_lost("it closed the connection")
     case.world.run()
     connecting()
     assert case.worker is case.kind.made[0] and case.worker.put_down_with
@@ -221,7 +221,7 @@ def test_a_connection_lost_while_its_worker_connects_is_remembered(case: Case) -
 def test_a_connection_lost_during_an_upgrade_that_fails_is_remembered(case: Case) -> None:
     case.vm.held = []
     answers = case.restart()
-    case.device.device.hung_up = True
+    case.device.vhost.hung_up = True
     case.kind.open_error = DeviceError("no such file", "")
     case.vm.held.pop()()
     assert isinstance(answers[0], DeviceError) and case.worker.put_down_with

@@ -19,7 +19,7 @@ def test_upgrade(case: Case) -> None:
     case.world.run()
     assert results == [None]
     assert case.vm.retired == 1 and case.kind.opened == [True]
-    assert case.device.device.replaced == [(1100, True)]
+    assert case.device.vhost.replaced == [(1100, True)]
     assert old.killed and old.on_end is None
     assert case.worker.pid == 100 and case.worker.restarts == 1
     assert case.vm.names() == ["WORKER_RESTARTED"]
@@ -41,7 +41,7 @@ def test_an_upgrade_that_fails_early_leaves_the_old_one_alone(case: Case, when: 
     case.world.run()
     assert isinstance(results[0], Exception)
     assert case.worker is old and not old.killed and not old.put_down_with
-    assert not case.device.device.replaced and not case.vm.told
+    assert not case.device.vhost.replaced and not case.vm.told
     case.kind.open_error = None
     case.die()
     assert case.vm.names() == ["WORKER_CRASHED", "WORKER_RESTARTED"]
@@ -72,7 +72,7 @@ def test_the_old_one_dies_while_an_upgrade_fails(case: Case, when: str) -> None:
 
 def test_one_that_does_not_drain_is_put_down(case: Case) -> None:
     old = case.worker
-    case.device.device.errors = [BackendError("not in time", "")]
+    case.device.vhost.errors = [BackendError("not in time", "")]
     results = case.restart()
     case.world.run()
     assert isinstance(results[0], BackendError)

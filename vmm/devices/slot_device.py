@@ -1,0 +1,24 @@
+"""What every device in a slot of a microVM can do, a disk as well as a NIC."""
+
+from __future__ import annotations
+
+from vmm.devices.vhost_user import VhostUserDevice
+
+
+class SlotDevice(VhostUserDevice):
+    """A device of a slot, for the whole life of the VM."""
+
+    def show_empty(self) -> None:
+        """Nobody is here: the config space says so from now on."""
+        raise NotImplementedError
+
+    def prefetch_config(self) -> None:
+        """Have the config space ready before the driver asks: it waits for nobody then.
+
+        :raises BackendError: the back end doesn't answer.
+        """
+
+    def null_order(self) -> tuple[dict[str, object], list[int]]:
+        """What the null worker must know to answer for this device, and descriptors, which stay
+        the device's."""
+        raise NotImplementedError

@@ -1,0 +1,138 @@
+"""virtio-net (virtio 1.2, 5.1) behind vhost-user: the config space is the core's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from shared.virtio import net
+from vmm.devices.slot_device import SlotDevice
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.event_loop import EventLoop
+    from vmm.memory import GuestMemory
+
+# What a foreign back end may carry. Its control queue stays out, and with it more than one queue
+# pair: vhost-user has no message for what a driver says there.
+_FOREIGN_FEATURES = net.BASE | net.UFO
+_CORE_FEATURES = net.F_MAC | net.F_STATUS
+
+# linux/fcntl.h
+_F_ADD_SEALS = 1033
+_F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1, 2, 4
+
+
+class NicState:
+    """What outlives a NIC's workers: a file for what the driver has set over the control queue,
+    made when first needed, and whether the link is up."""
+
+    __slots__ = ("_fd", "link_up")
+
+    def __init__(self, link_up: bool) -> None:
+        self.link_up = link_up
+        self._fd = -1
+
+    def fileno(self) -> int:
+        """A sealed file of STATE_BYTES; stays ours.
+
+        :raises OSError: no memory, no descriptors.
+        """
+        if self._fd < 0:
+            fd = os.memfd_create("net-state", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(fd, net.STATE_BYTES)
+            # A worker that makes it shorter would kill its successor.
+            fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SEAL | _F_SEAL_SHRINK | _F_SEAL_GROW)
+            self._fd = fd
+        return self._fd
+
+    def forget(self) -> None:
+        """The driver has reset the device: the next worker begins afresh."""
+        if self._fd >= 0:
+            os.pwrite(self._fd, bytes(net.STATE_BYTES), 0)
+
+    def close(self) -> None:
+        """Harmless when closed."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class VirtioNet(SlotDevice):
+    """One NIC.
+
+    :param socket_fd: -1 makes the NIC of an empty slot, whose link is down.
+    :param foreign: the back end is not a worker of ours: no control queue.
+    :param pairs: queue pairs that the guest sees.
+    :param mac: 6 bytes. :param mtu: that the driver is told, 0: none.
+    :param state: what its first worker was given; owned from now on.
+
+    As with disks a driver reads features, MAC address and MTU only when it probes: what is on
+    offer never changes, and who serves the slot next honours it.  What the driver sets over the
+    control queue is kept in memory that outlives workers (`nic_state`).
+    """
+
+    device_id = net.DEVICE_ID
+
+    def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop,
+                 foreign: bool, pairs: int = 1, queue_size: int = 256, mac: bytes = bytes(6),
+                 mtu: int = 0, state: NicState | None = None) -> None:
+        sizes = [queue_size] * 2 * pairs
+        if not foreign:
+            sizes.append(net.CONTROL_QUEUE_SIZE)
+        self.pairs = pairs
+        self.mac = mac
+        self.core_features = _CORE_FEATURES | (net.F_MTU if mtu else 0)
+        self._mtu = mtu
+        self._slot_features = 0 if foreign else net.slot_features(pairs)
+        self.nic_state = state or NicState(link_up=socket_fd >= 0)
+        super().__init__(id, socket_fd, memory, loop, sizes,
+                         _FOREIGN_FEATURES if foreign else self._slot_features, foreign)
+
+    # ---- NICs come and go ------------------------------------------------------------------
+
+    def show_empty(self) -> None:
+        """See `SlotDevice.show_empty`: the link is down."""
+        self.nic_state.link_up = False
+
+    def show_nic(self, mac: bytes) -> None:
+        """A worker serves a NIC in this slot now; the guest is to be told."""
+        self.mac = mac
+        self.nic_state.link_up = True
+
+    def set_link(self, up: bool) -> None:
+        """What the driver is told of the link; main loop."""
+        self.nic_state.link_up = up
+        self.on_config_change()
+
+    def null_order(self) -> tuple[dict[str, object], list[int]]:
+        """See `SlotDevice.null_order`."""
+        return {"device": "net", "queues": self.pairs, "queue-size": max(self.queue_sizes),
+                "mac": self.mac}, [self.nic_state.fileno()]
+
+    # ---- VirtioDevice ----------------------------------------------------------------------
+
+    def features(self) -> int:
+        """See `VirtioDevice.features`; waits for nobody but a foreign back end."""
+        if self._slot_features:
+            return self._slot_features | self.core_features
+        return super().features()
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """See `VirtioDevice.read_config`."""
+        status = net.STATUS_LINK_UP if self.nic_state.link_up else 0
+        config = net.encode_config(self.mac, status, self.pairs, self._mtu)
+        return config[offset:offset + size].ljust(size, b"\0")
+
+    def reset(self) -> None:
+        """See `VirtioDevice.reset`: what the driver has set is forgotten too."""
+        super().reset()
+        self.nic_state.forget()
+
+    def close(self) -> None:
+        """See `VirtioDevice.close`."""
+        super().close()
+        self.nic_state.close()
+
+    def _announced_queues(self) -> int:
+        return self.pairs  # of a NIC back ends count pairs

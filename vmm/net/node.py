@@ -1,0 +1,81 @@
+"""`-netdev` and `netdev_add`: taps as the core opens them; workers get descriptors.
+
+The core keeps the descriptors as long as the back end exists, so that the tap, and what is
+queued in it, survives a worker.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shared import log
+from shared.errors import SharedError
+from shared.tap import TapError, adopt_taps, exists, open_tap
+from vmm.errors import ConfigError
+from vmm.machine.family import Node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.config.model import NetdevConfig
+
+
+class NetNode(Node):
+    """A network back end: open taps, one descriptor a queue pair, or a foreign back end's name."""
+
+    __slots__ = ("taps",)
+
+    def __init__(self, config: NetdevConfig, taps: list[int]) -> None:
+        super().__init__(config)
+        self.taps = taps
+
+    def close(self) -> None:
+        """Close the taps."""
+        taps, self.taps = self.taps, []
+        for fd in taps:
+            os.close(fd)
+
+
+def open_netdev(config: NetdevConfig) -> NetNode:
+    """Open the taps of a back end; descriptors that were handed over are its own from now on.
+
+    :raises ConfigError: a tap is missing, busy or of the wrong kind.
+    """
+    if config.kind != "tap":
+        return NetNode(config, [])
+    try:
+        if config.fds:
+            _check_open(config)
+            adopt_taps(config.fds)
+            return NetNode(config, list(config.fds))
+        fresh = not exists(config.ifname)
+        taps = open_tap(config.ifname, config.queues)
+    except (TapError, OSError) as error:
+        what = error.what if isinstance(error, SharedError) else str(error)
+        hint = error.hint if isinstance(error, SharedError) else ""
+        raise ConfigError(f"{config.option}: {what}", hint) from error
+    if fresh:
+        _bring_up(config.ifname)
+    return NetNode(config, taps)
+
+
+def _check_open(config: NetdevConfig) -> None:
+    for fd in config.fds:
+        if fd < 3:
+            raise ConfigError(f"{config.option}: descriptor {fd} is standard input or output",
+                              "hand taps over as descriptors from 3 on")
+        os.fstat(fd)
+
+
+def _bring_up(name: str) -> None:
+    """A tap that was made just now is down, and nobody else knows of it."""
+    from pyroute2 import IPRoute  # type: ignore[import-untyped]  # slow, and seldom needed
+    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+
+    try:
+        with IPRoute() as route:
+            for index in route.link_lookup(ifname=name):
+                route.link("set", index=index, state="up")
+    except (NetlinkError, OSError) as error:
+        log.warning(f"The tap {name} was made, but is down: {error}")
+    else:
+        log.info(f"The tap {name} was made for this VM, and goes with it")

@@ -1,0 +1,47 @@
+"""What a net worker is given: the tap's descriptors, its memory of the driver, its options."""
+
+from __future__ import annotations
+
+from vmm.errors import WorkerSpawnError
+from vmm.worker.plain import PlainWorkers
+
+TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
+if TYPE_CHECKING:
+    from vmm.devices.virtio_net import NicState
+    from vmm.net.node import NetNode
+    from vmm.worker.nursery import Nursery
+    from vmm.worker.process import WorkerProcess
+
+
+class NetWorkers(PlainWorkers):
+    """The workers that serve one NIC, one after another.
+
+    Reads and writes of a tap end with the process that does them: nobody waits for I/O.
+
+    :param mac: what the driver is told when it probes; state: what they share.
+    """
+
+    __slots__ = ("_mac", "_node", "_queue_size", "_state")
+
+    def __init__(self, nursery: Nursery, node: NetNode, id: str, mac: bytes, queue_size: int,
+                 state: NicState) -> None:
+        super().__init__(nursery, "net", id, {}, self._describe)
+        self._node = node
+        self._mac = mac
+        self._queue_size = queue_size
+        self._state = state
+
+    def _describe(self) -> dict[str, object]:
+        return {**self._node.config.limits, "control": True, "queue-size": self._queue_size,
+                "num-queues": 2 * len(self._node.taps) + 1, "mac": self._mac,
+                "link": self._state.link_up}
+
+    def spawn(self, opened: None, keep: bool = False) -> WorkerProcess:
+        """See `PlainWorkers.spawn`; the tap may be another one by now (netdev_replace)."""
+        try:
+            self._fds = {"state": self._state.fileno()}
+        except OSError as error:
+            raise WorkerSpawnError(f"No memory for the NIC '{self._id}': "
+                                   f"{error.strerror}") from error
+        self._fds.update((f"tap{i}", fd) for i, fd in enumerate(self._node.taps))
+        return super().spawn(opened, keep)
