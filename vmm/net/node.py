@@ -10,7 +10,7 @@ import os
 
 from shared import log
 from shared.errors import SharedError
-from shared.tap import TapError, adopt_taps, exists, open_tap
+from shared.tap import TapError, adopt_taps, bring_up, exists, open_tap
 from vmm.errors import ConfigError
 from vmm.machine.family import Node
 
@@ -68,14 +68,9 @@ def _check_open(config: NetdevConfig) -> None:
 
 def _bring_up(name: str) -> None:
     """A tap that was made just now is down, and nobody else knows of it."""
-    from pyroute2 import IPRoute  # type: ignore[import-untyped]  # slow, and seldom needed
-    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
-
     try:
-        with IPRoute() as route:
-            for index in route.link_lookup(ifname=name):
-                route.link("set", index=index, state="up")
-    except (NetlinkError, OSError) as error:
-        log.warning(f"The tap {name} was made, but is down: {error}")
+        bring_up(name)
+    except TapError as error:
+        log.warning(str(error))
     else:
         log.info(f"The tap {name} was made for this VM, and goes with it")
