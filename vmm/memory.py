@@ -40,7 +40,8 @@ class GuestMemory:
         self._mapping = ffi.new("struct sv_mapping *")
         self._created = ""  # a file that we made and that must go if something fails
         try:
-            self.fd = self._open_file(config.path) if config.path else self._open_memfd()
+            self.fd = (self._open_file(config.path) if config.path
+                       else self._open_memfd(config.huge_page_size))
             self.page_size = self._check_page_size(config.path)
             self._map(dump_guest_core)
             if config.prealloc:
@@ -57,9 +58,13 @@ class GuestMemory:
 
     # ---- making ------------------------------------------------------------------------------
 
-    def _open_memfd(self) -> int:
-        self._check_size(BASE_PAGE, "-m")
-        fd: int = lib.sv_memory_memfd(b"guest-ram", self.size)
+    def _open_memfd(self, huge_page_size: int) -> int:
+        self._check_size(huge_page_size or BASE_PAGE, "-m")
+        fd: int = lib.sv_memory_memfd(b"guest-ram", self.size, huge_page_size)
+        if fd < 0 and huge_page_size:
+            raise ConfigError(f"memory-backend-memfd: this host has no huge pages of "
+                              f"{huge_page_size} bytes: {os.strerror(-fd)}",
+                              "choose another hugetlbsize, or hugetlb=off")
         if fd < 0:
             raise ConfigError(f"-m: cannot create {self.size} bytes of guest RAM: "
                               f"{os.strerror(-fd)}", "ask for less or raise the limit")
@@ -102,7 +107,7 @@ class GuestMemory:
             raise ConfigError(f"-mem-path {path}: {os.strerror(-page_size)}",
                               "name another directory")
         if path is None:
-            return page_size
+            return page_size  # the size is checked before
         self._check_size(page_size, f"-mem-path {path}")
         locked = lib.sv_memory_lock(self.fd)
         if locked == -EAGAIN:

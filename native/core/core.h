@@ -139,8 +139,9 @@ void sv_vcpu_failure(struct sv_vcpu *vcpu, struct sv_failure *failure);
 
 // ---- memory.c -----------------------------------------------------------------------------------
 
-// A sealed memfd of `size` bytes (SHRINK, GROW, SEAL: holes can still be punched).
-int sv_memory_memfd(const char *name, uint64_t size);
+// A sealed memfd of `size` bytes (SHRINK, GROW, SEAL: holes can still be punched), of huge pages
+// of that size if it isn't 0.
+int sv_memory_memfd(const char *name, uint64_t size, uint64_t huge_page_size);
 // Take the file for this VM alone: -EWOULDBLOCK if another one has it.
 int sv_memory_lock(int fd);
 // Page size of the file system of `fd`: the huge page size on hugetlbfs.

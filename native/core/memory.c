@@ -14,10 +14,15 @@
 #define HUGE (2ul << 20)
 #define CHUNK (64ul << 20)
 
-int sv_memory_memfd(const char *name, uint64_t size)
+int sv_memory_memfd(const char *name, uint64_t size, uint64_t huge_page_size)
 {
-	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	int ret;
+	unsigned int flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+	int fd, ret;
+
+	if (huge_page_size)
+		flags |= MFD_HUGETLB |
+			 (unsigned int)__builtin_ctzl(huge_page_size) << MAP_HUGE_SHIFT;
+	fd = memfd_create(name, flags);
 
 	if (fd < 0)
 		return -errno;

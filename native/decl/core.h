@@ -67,7 +67,7 @@ struct sv_mapping {
 	uint64_t reserved_address;
 	uint64_t reserved_size;
 };
-int sv_memory_memfd(const char *name, uint64_t size);
+int sv_memory_memfd(const char *name, uint64_t size, uint64_t huge_page_size);
 int sv_memory_lock(int fd);
 int64_t sv_memory_page_size(int fd);
 int sv_memory_map(int fd, uint64_t size, uint64_t page_size, int dump, struct sv_mapping *mapping);

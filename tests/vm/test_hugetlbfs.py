@@ -82,6 +82,29 @@ def test_too_few_pages_and_odd_sizes_are_refused(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_a_memfd_of_huge_pages(folder: Path) -> None:
+    """`-object memory-backend-memfd,hugetlb=on`: sealed as any other."""
+    made = MemoryConfig()
+    made.size, made.huge_page_size, made.prealloc = 2 * PAGE, PAGE, True
+    free = int(FREE.read_text())
+    memory = GuestMemory(made)
+    try:
+        assert memory.page_size == PAGE
+        assert int(FREE.read_text()) == free - 2
+        memory.write(PAGE - 2, b"data")
+        assert memory.read(PAGE - 2, 4) == b"data"
+        with pytest.raises(PermissionError):
+            os.ftruncate(memory.fd, PAGE)
+    finally:
+        memory.close()
+    made.size = 3 * MIB
+    with pytest.raises(ConfigError, match="multiple of the huge page size, 2097152"):
+        GuestMemory(made)
+    made.size = made.huge_page_size = 8 * MIB
+    with pytest.raises(ConfigError, match="no huge pages of"):
+        GuestMemory(made)
+
+
 def test_a_guest_runs_on_huge_pages(folder: Path) -> None:
     require("kvm")
     guest = asm.TinyGuest(asm.mov_eax(0x11223344), asm.STORE_EAX, asm.word(0x3FFFFC),

@@ -20,6 +20,7 @@ def check(config: VmConfig) -> None:
         raise ConfigError("Please use '-qmp' or '-mon' to give a qmp path for Unix socket",
                           "add -qmp unix:PATH,server,nowait")
     _check_machine(config)
+    _resolve_memory(config)
     _check_listeners(config)
     _check_devices(config)
     _check_macs(config)
@@ -43,6 +44,19 @@ def _check_machine(config: VmConfig) -> None:
     if config.boot.kernel is None:
         raise ConfigError("kernel file is required for microvm machine type, which is not "
                           "provided", "add -kernel FILE")
+
+
+def _resolve_memory(config: VmConfig) -> None:
+    if not config.machine.memory_backend:
+        return
+    from vmm.config.machine import check_memory_size
+    from vmm.config.memory_backend import resolve_memory_backend  # few command lines need it
+
+    resolve_memory_backend(config)
+    complaint = check_memory_size(config.memory.size)
+    if complaint:
+        raise ConfigError(f"-machine memory-backend={config.machine.memory_backend}: {complaint}",
+                          "correct the size")
 
 
 def _check_listeners(config: VmConfig) -> None:

@@ -34,7 +34,8 @@ def parse_machine(config: VmConfig, text: str) -> None:
     if "accel" in options.values:
         machine.accel = _accelerator(options)
     options.take_choice("usb", ("off",), "off")
-    options.ignore("memory-backend", "smm", "vmport", "hpet", "acpi")
+    machine.memory_backend = options.take("memory-backend", "")
+    options.ignore("smm", "vmport", "hpet", "acpi")
     options.finish()
 
 
@@ -109,13 +110,20 @@ def parse_memory(config: VmConfig, text: str) -> None:
     if maximum and maximum <= size:
         raise options.error(f"maxmem ({maximum} bytes) must bigger than current memory size "
                             f"({size} bytes)", "correct maxmem or leave it out")
-    if not MIN_MEMORY <= size <= MAX_MEMORY or maximum > MAX_MEMORY:
-        raise options.error(f"Memory size must >= 128MiB and <= 512GiB, default unit: MiB, "
-                            f"current memory size: {size} bytes", "correct it")
-    if size % 4096:
-        raise options.error(f"{size} bytes are not a multiple of 4 KiB", "round it")
+    complaint = check_memory_size(size) or check_memory_size(maximum or size)
+    if complaint:
+        raise options.error(complaint, "correct it")
     config.memory.size = size
+    config.memory.given = True
     config.memory.max_size = maximum
+
+
+def check_memory_size(size: int) -> str:
+    """What is wrong with a size of guest RAM, "" if nothing is."""
+    if not MIN_MEMORY <= size <= MAX_MEMORY:
+        return (f"Memory size must >= 128MiB and <= 512GiB, default unit: MiB, current memory "
+                f"size: {size} bytes")
+    return f"{size} bytes are not a multiple of 4 KiB" if size % 4096 else ""
 
 
 def _take_size(options: SubOptions, key: str) -> int:

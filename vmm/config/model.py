@@ -14,13 +14,14 @@ MIB = 1 << 20
 class MachineConfig:
     """`-machine`: kind is "microvm", "q35" or "none"."""
 
-    __slots__ = ("accel", "dump_guest_core", "kind", "mem_share")
+    __slots__ = ("accel", "dump_guest_core", "kind", "mem_share", "memory_backend")
 
     def __init__(self) -> None:
         self.kind = "microvm"
         self.accel = "kvm"
         self.dump_guest_core = True
         self.mem_share = True
+        self.memory_backend = ""
 
 
 class CpuConfig:
@@ -45,12 +46,15 @@ class CpuConfig:
 
 
 class MemoryConfig:
-    """`-m`, `-mem-path`, `-mem-prealloc`. `path` is None for a sealed memfd."""
+    """`-m`, `-mem-path`, `-mem-prealloc`, or a memory backend. `path` is None for a sealed
+    memfd, of pages of `huge_page_size` bytes if that isn't 0. given: there was a `-m`."""
 
-    __slots__ = ("max_size", "path", "prealloc", "size")
+    __slots__ = ("given", "huge_page_size", "max_size", "path", "prealloc", "size")
 
     def __init__(self) -> None:
         self.size = 256 * MIB
+        self.given = False
+        self.huge_page_size = 0
         self.max_size = 0
         self.path: str | None = None
         self.prealloc = False
