@@ -61,12 +61,12 @@ class NetDevice(BackendDevice):
         self._log = log
         self._ufo = _takes_ufo(taps[0])
         self._running: set[int] = set()
-        # Held as long as the data plane writes to it.
+        # Both are held as long as the data plane writes to them.
         self._page = ffi.from_buffer("uint8_t[]", bytearray(page_bytes("net", self.queue_count))
                                      if page is None else page)
         self._counters = ffi.cast("struct sv_net_counters *", self._page + HEADER_BYTES)
-        self._state = ffi.NULL if state is None else ffi.cast(
-            "struct sv_net_state *", ffi.from_buffer("char[]", state))
+        self._state_bytes = None if state is None else ffi.from_buffer("char[]", state)
+        self._state = ffi.cast("struct sv_net_state *", self._state_bytes or ffi.NULL)
         error = ffi.new("int *")
         self._net = lib.sv_net_create(
             ffi.new("int[]", list(taps)), self._pairs, control, queue_size, mac,
