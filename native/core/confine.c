@@ -71,6 +71,19 @@ static const struct rule allowed[] = {
 	{SYS_dup3, ANY},                          // the same
 	{SYS_fcntl, ANY},                         // the same; locks of images
 	{SYS_ioctl, 1, ~0u, FIONBIO},             // descriptors that must not block
+	// DRIVER_OK and the reset of a device that the kernel serves (vmm/devices/vhost_kernel.py).
+	// To hand them to the main thread would have it wait for the kernel's thread, which holds
+	// a ring's lock while it copies guest memory; a thread that is started here has this list
+	// as well. Neither VHOST_SET_OWNER is here, without which a descriptor can do nothing, nor
+	// a CID or a memory table: whoever takes a vCPU's thread over can start and stop what this
+	// VM was given, and make no other device of a /dev/vhost-* that he opens.
+	{SYS_ioctl, 1, ~0u, VHOST_SET_FEATURES},      // what the driver took
+	{SYS_ioctl, 1, ~0u, VHOST_SET_VRING_NUM},     // its rings
+	{SYS_ioctl, 1, ~0u, VHOST_SET_VRING_BASE},    // the same
+	{SYS_ioctl, 1, ~0u, VHOST_SET_VRING_ADDR},    // the same
+	{SYS_ioctl, 1, ~0u, VHOST_SET_VRING_KICK},    // their doorbells
+	{SYS_ioctl, 1, ~0u, VHOST_SET_VRING_CALL},    // their interrupts
+	{SYS_ioctl, 1, ~0u, VHOST_VSOCK_SET_RUNNING}, // start and stop
 	{SYS_eventfd2, ANY},                      // kicks and calls
 	{SYS_socketpair, ANY},                    // connections to workers
 	{SYS_getsockname, ANY},                   // what Python asks of a socket that it takes over

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <linux/kvm.h>
+#include <linux/vhost.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from native._core import lib
 from tests.support.blk_worker import ROOT
+from tests.support.fake_vhost import VCPU_REQUESTS
 
 pytestmark = pytest.mark.worker
 
@@ -127,6 +129,19 @@ def test_what_a_vcpu_may_not_either(tmp_path: Path) -> None:
     bad = {f"{name} {arguments}": outcome for (name, arguments), outcome
            in zip(VCPU_ONLY, outcomes, strict=True) if outcome != "EPERM"}
     assert not bad
+
+
+def test_what_a_vcpu_may_ask_of_vhost(tmp_path: Path) -> None:
+    """Start and stop rings; not make a device of a descriptor that it opened itself."""
+    requests = {name: getattr(lib, name) for name in dir(lib) if name.startswith("VHOST_")}
+    assert {"VHOST_SET_OWNER", "VHOST_VSOCK_SET_GUEST_CID"} < requests.keys() - VCPU_REQUESTS
+    other = {"VHOST_RESET_OWNER": 0xAF02, "VHOST_SET_LOG_BASE": 0x4008AF04,
+             "VHOST_SET_LOG_FD": 0x4004AF07, "VHOST_NET_SET_BACKEND": 0x4008AF30}
+    calls: Calls = [("ioctl", [0, number, 0]) for number in (*requests.values(), *other.values())]
+    results = run(tmp_path, calls)
+    wanted = {name: "ENOTTY" if name in VCPU_REQUESTS else "EPERM" for name in requests | other}
+    assert dict(zip(wanted, results["vcpu"][1], strict=True)) == wanted  # type: ignore[call-overload]
+    assert results["main"][1] == results["helper"][1] == ["ENOTTY"] * len(calls)
 
 
 def test_clone3_makes_the_c_library_use_clone(tmp_path: Path) -> None:
