@@ -106,6 +106,14 @@ def dribble(peer: socket.socket, over: threading.Event) -> None:
     over.wait()
 
 
+def asks_for_a_window(peer: socket.socket, over: threading.Event) -> None:
+    """Wants files mapped into a DAX window that nobody offered, on the only socket it has."""
+    _answer_features(peer)
+    request, need_reply = 6, 0x1 | 0x8  # FS_MAP, as virtiofsd's unmerged patches had it
+    peer.sendall(HEADER.pack(request, need_reply, 256) + bytes(256))
+    over.wait()
+
+
 def _answer_features(peer: socket.socket) -> None:
     peer.recv(12)
     peer.sendall(HEADER.pack(GET_FEATURES, REPLY, 8) + struct.pack("<Q", 1 << 30 | 1 << 32))

@@ -13,7 +13,7 @@ import time
 
 from shared.memory_regions import RegionTable
 from shared.vhost_user import messages as m
-from shared.vhost_user.errors import VhostUserError
+from shared.vhost_user.errors import ConnectionLostError, VhostUserError
 from shared.vhost_user.frontend import BackendChannel, Frontend
 from vmm.errors import BackendError
 
@@ -82,18 +82,20 @@ class Session:
 
     # ---- exchanges -------------------------------------------------------------------------
 
-    def greet(self, queues: int) -> None:
+    def greet(self, queues: int, wanted: int, option: str) -> None:
         """The handshake, once.
 
+        :param wanted: protocol features to take if they are on offer.
+        :param option: the one that says how many queues there are to be.
         :raises BackendError: it has fewer than `queues` queues.
         """
         if self.greeted:
             return
         frontend = self._frontend
-        frontend.handshake()
+        frontend.handshake(wanted)
         if 0 < frontend.queue_count < queues:
             raise BackendError(f"The {self.peer} has {frontend.queue_count} queues, "
-                               f"{queues} were asked for", "lower num-queues")
+                               f"{queues} were asked for", f"lower {option}")
         if frontend.protocol & m.PF_BACKEND_REQ:
             fd = frontend.open_backend_channel()
             self._channel = BackendChannel(fd, self.peer, self._on_config_change)
@@ -201,6 +203,7 @@ class Session:
         rings go on running, and the caller is told.
 
         :raises BackendError: it took too long.
+        :raises ConnectionLostError: it is gone.
         """
         if self.broken or not self.foreign:
             return
@@ -221,6 +224,7 @@ class Session:
         """Wait until a foreign back end has finished what it took before it stopped.
 
         :raises BackendError: it took too long.
+        :raises ConnectionLostError: it is gone.
         """
         if self.foreign:
             for queue in queues:
@@ -233,8 +237,8 @@ class Session:
                 raise BackendError(f"The {self.peer} did not finish its requests in time",
                                    "it hangs, or its disk does")
             if self.hung_up:
-                raise BackendError(f"The {self.peer} is gone with requests in flight",
-                                   "look at its log")
+                raise ConnectionLostError(f"The {self.peer} is gone with requests in flight",
+                                          "look at its log")
             time.sleep(DRAIN_POLL)
 
     def used_index(self, queue: QueueConfig) -> int:

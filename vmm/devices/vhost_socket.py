@@ -17,16 +17,17 @@ CONNECT_LIMIT = 2.0
 RETRY = 0.01
 
 
-def connect_backend(config: ChardevConfig) -> int:
+def connect_backend(config: ChardevConfig, server_too: bool = False) -> int:
     """Connect to the back end that listens at a chardev's path; returns the socket.
 
+    :param server_too: connect although the chardev says `server`.
     :raises ConfigError: not a unix socket, nobody listens, or it doesn't accept in time.
     """
     what = f"-chardev socket,id={config.id}"
     if config.kind != "socket":
         raise ConfigError(f"-chardev {config.kind},id={config.id}: a vhost-user device needs a "
                           "socket", "use -chardev socket,id=…,path=…")
-    if config.server:
+    if config.server and not server_too:
         raise ConfigError(f"{what}: a vhost-user device connects to its back end",
                           "remove server and let the back end listen at the path")
     if config.fd >= 0:

@@ -25,6 +25,7 @@ import time
 
 from shared import log
 from shared.vhost_user.errors import ConnectionLostError
+from shared.vhost_user.frontend import WANTED_PROTOCOL
 from vmm.devices.vhost_guard import Guarded, Held
 from vmm.devices.vhost_session import Session
 from vmm.devices.virtio_device import QueueConfig, VirtioDevice
@@ -66,6 +67,8 @@ class VhostUserDevice(VirtioDevice):
 
     # What the core itself offers and serves, whatever the back end is (config space bits).
     core_features = 0
+    wanted_protocol = WANTED_PROTOCOL  # protocol features to take
+    queues_option = "num-queues"  # says how many queues there are
 
     def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop,
                  queue_sizes: Sequence[int], feature_mask: int, foreign: bool) -> None:
@@ -149,12 +152,15 @@ class VhostUserDevice(VirtioDevice):
         def action(deadline: float) -> None:
             if self.state in (RUNNING, PAUSED):
                 session = self._current()
-                self._stop(session, deadline)
-                with Guarded(self):
-                    session.reset(deadline)
-                self.state = IDLE
-            # A dead foreign back end touches nothing; one that hangs was cut off, as far as we
-            # can.
+                try:
+                    self._stop(session, deadline)
+                    with Guarded(self):
+                        session.reset(deadline)
+                    self.state = IDLE
+                except BackendError as error:
+                    if self._is_kept() or not isinstance(error.__cause__, ConnectionLostError):
+                        raise
+            # A dead back end touches nothing; one that hangs was cut off, as far as we can.
             self._goal = IDLE
             self._drop_inflight()
 
@@ -424,7 +430,8 @@ class VhostUserDevice(VirtioDevice):
         session = self._current()
         if self.state == NEW:
             with Guarded(self):
-                session.greet(self._announced_queues())
+                session.greet(self._announced_queues(), self.wanted_protocol,
+                              self.queues_option)
             self.state = IDLE
         return session
 
@@ -442,13 +449,17 @@ class VhostUserDevice(VirtioDevice):
 
     def _stop(self, session: Session, deadline: float) -> None:
         """Stop every ring and wait until nothing is in flight; RUNNING becomes PAUSED."""
-        if self.state == RUNNING:
-            session.quiesce(self._queues, deadline)
-        if self.state == RUNNING or session.stop_pending:
-            self.state = PAUSED
-            with Guarded(self):
-                session.stop(self._queues, self._bases, deadline)
-        session.drain(self._queues, self._bases, deadline)
+        try:
+            if self.state == RUNNING:
+                session.quiesce(self._queues, deadline)
+            if self.state == RUNNING or session.stop_pending:
+                self.state = PAUSED
+                with Guarded(self):
+                    session.stop(self._queues, self._bases, deadline)
+            session.drain(self._queues, self._bases, deadline)
+        except ConnectionLostError as error:  # a foreign one, with requests in flight
+            self._break(error)
+            raise BackendError(f"Device {self.id}: {error}") from error
 
     def _drop_inflight(self) -> None:
         # A buffer belongs to one life of the driver: after a reset a new one is asked for.
@@ -494,11 +505,11 @@ class VhostUserDevice(VirtioDevice):
         self.on_failure(f"The {self._peer} can't serve a queue any more; look at its log")
 
 
-def connect_backend(config: ChardevConfig) -> int:
+def connect_backend(config: ChardevConfig, server_too: bool = False) -> int:
     """See vmm/devices/vhost_socket.py, which only VMs with a foreign back end load."""
     from vmm.devices.vhost_socket import connect_backend as connect
 
-    return connect(config)
+    return connect(config, server_too)
 
 
 def _nothing() -> None:

@@ -56,6 +56,17 @@ def test_a_path_too_long(tmp_path: Path) -> None:
         connect_backend(config("/" + "x" * 200))
 
 
+def test_a_server_where_that_is_allowed(tmp_path: Path) -> None:
+    server = config(str(tmp_path / "s"))
+    server.server = True
+    with socket.socket(socket.AF_UNIX) as back_end:
+        back_end.bind(server.path)
+        back_end.listen()
+        os.close(connect_backend(server, server_too=True))
+    with pytest.raises(ConfigError, match="Connection refused"):
+        connect_backend(server, server_too=True)
+
+
 def test_server_tcp_and_nothing() -> None:
     server = config("/x")
     server.server = True
