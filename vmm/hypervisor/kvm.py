@@ -200,7 +200,8 @@ class KvmVm(Vm):
 
     def reset(self) -> None:
         """Interrupt controllers, PIT and vCPUs as they were created; the vCPUs must be paused."""
-        for chip in self._chips:
+        # The slave 8259 before its master, which else takes the slave's old interrupts over.
+        for chip in reversed(self._chips):
             check(lib.sv_ioctl(self.fd, lib.KVM_SET_IRQCHIP, chip),
                   f"cannot reset interrupt controller {chip.chip_id}")
         check(lib.sv_ioctl(self.fd, lib.KVM_SET_PIT2, self._pit), "cannot reset the PIT")
