@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 from tests.lab import cache, initramfs, kernels
@@ -48,6 +49,21 @@ def plain_initramfs() -> Path:
         (folder / "initramfs").write_bytes(initramfs.cpio(initramfs.tree(INIT, [])))
 
     return cache.obtain("plain-initramfs", key, make) / "initramfs"
+
+
+def vsock_initramfs() -> Path:
+    """The same, with the program `vsock` of vsock.c."""
+    source = HERE / "vsock.c"
+    key = cache.key_of(INIT, HERE / "initramfs.py", source)
+
+    def make(folder: Path) -> None:
+        program = folder / "vsock"
+        subprocess.run(["gcc", "-std=gnu11", "-Os", "-static", "-s", "-o", program, source],
+                       check=True)
+        files = initramfs.tree(INIT, [], {"bin/vsock": program})
+        (folder / "initramfs").write_bytes(initramfs.cpio(files))
+
+    return cache.obtain("vsock-initramfs", key, make) / "initramfs"
 
 
 def root_disk() -> Path:

@@ -3,12 +3,15 @@
     python -m tests.lab.scenarios FILE      FILE holds {"arguments": […], "append": …, "steps": […]}
 
 Steps, each a list: ["output", PATTERN, SECONDS], ["send", TEXT], ["qmp", NAME, {ARGUMENTS}],
-["event", NAME, SECONDS], ["exit", SECONDS], ["run", SHELL COMMAND], ["start", SHELL COMMAND].
+["event", NAME, SECONDS], ["exit", SECONDS], ["run", SHELL COMMAND], ["kill"] (SIGKILL for the
+VMM, and all of the VM must end).  Before the start: "before" holds shell commands to run beside
+it, "await" the paths that must be there first; "wrap" is a shell command that executes "$@".
 The last line of standard output is the report as JSON.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -40,10 +43,15 @@ def play(plan: dict[str, Any]) -> dict[str, Any]:
     try:
         for command in plan.get("before", []):
             helpers.append(subprocess.Popen(["sh", "-c", command], stdin=subprocess.DEVNULL))
+        for path in plan.get("await", []):
+            test_vm.wait_until(functools.partial(os.path.exists, path), path)
+        command = plan.get("command")
+        if "wrap" in plan:
+            command = ["sh", "-c", plan["wrap"], "sh", *test_vm.product_command()]
         # The log tells of a guest's end that nobody sees on a quiet console: a triple fault.
         logged = [] if "-D" in plan["arguments"] else ["-D", str(folder / "log")]
         vm = TestVm(folder, *plan["arguments"], *logged, append=plan.get("append", ""),
-                    serial=plan.get("serial", True), command=plan.get("command"))
+                    serial=plan.get("serial", True), command=command)
         for step in plan["steps"]:
             take_step(vm, step, report)
             report["texts"].append(f"{time.monotonic() - began:.2f} {step[0]} {step[1:]}")
@@ -97,6 +105,10 @@ def take_step(vm: TestVm, step: list[Any], report: dict[str, Any]) -> None:
         report["replies"].append(vm.qmp.wait_event(*values))
     elif kind == "exit":
         report["exit"] = vm.wait(*values)
+    elif kind == "kill":
+        vm.process.kill()
+        report["exit"] = vm.wait()
+        test_vm.wait_until(lambda: not vm.processes(), "the end of all of the VM's processes")
     elif kind == "run":
         result = subprocess.run(["sh", "-c", values[0]], capture_output=True, text=True,
                                 check=False)

@@ -60,6 +60,11 @@ def _program(name: str) -> Callable[[], str]:
     return lambda: "" if shutil.which(name) else f"{name} is not installed"
 
 
+# Debian 12's, of qemu-system-common; a package of its own from Debian 13 on.
+VIRTIOFSD = next((path for path in ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
+                  if os.access(path, os.X_OK)), "virtiofsd")
+
+
 def _lab() -> str:
     return _program("qemu-system-x86_64")() or _program("busybox")()
 
@@ -92,6 +97,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "strace": _program("strace"),
     "qemu-storage-daemon": _program("qemu-storage-daemon"),
     "lab": _lab,
+    "virtiofsd": _program(VIRTIOFSD),
     "hugepages": _hugepages,
     "slow_disk": _slow_disk,
     "gcc": _program("gcc"),

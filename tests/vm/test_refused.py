@@ -89,6 +89,12 @@ REFUSED: list[tuple[str, dict[str, str | None], list[str], str]] = [
                           "vhost-user-blk-device,chardev=v"], "nobody.sock"),
     ("vhost-pty", {}, ["-chardev", "pty,id=v", "-device", "vhost-user-blk-device,chardev=v"],
      "a vhost-user device needs a socket"),
+    ("folder-pty", {}, ["-chardev", "pty,id=v", "-device", "vhost-user-fs-device,chardev=v,tag=t"],
+     "a vhost-user device needs a socket"),
+    ("vsock-fd", {}, ["-device", "vhost-vsock-device,guest-cid=3,vhostfd=0"],
+     "guest-cid=3: vhostfd=0: the descriptor is not /dev/vhost-vsock; hand in an open one"),
+    ("vsock-closed", {}, ["-device", "vhost-vsock-device,guest-cid=3,vhostfd=77"],
+     "guest-cid=3: vhostfd=77: Bad file descriptor"),
     ("mem-path", {"mem_path": "no/such"}, [], "-mem-path no/such"),
     ("none-device", {"machine": "none"}, [], "-machine none has no place"),
     ("seven-disks", {}, [word for n in range(6) for word in (

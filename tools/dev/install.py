@@ -21,7 +21,8 @@ BUILD = ROOT / "build"
 PACKAGES = {
     "build": ["gcc", "libc6-dev", "linux-libc-dev", "python3-dev", "python3-venv",
               "liburing-dev", "libseccomp-dev"],
-    "lab": ["qemu-system-x86", "busybox-static", "e2fsprogs", "cpio", "xz-utils", "zstd", "lz4"],
+    "lab": ["qemu-system-x86", "qemu-system-common", "busybox-static", "e2fsprogs", "cpio",
+            "xz-utils", "zstd", "lz4"],
     "small-kernel": ["linux-source-6.1", "make", "flex", "bison", "bc", "libelf-dev",
                      "libssl-dev", "xz-utils", "cpio"],
     "fuzz": ["clang", "libclang-rt-14-dev"],

@@ -24,6 +24,7 @@ def check(config: VmConfig) -> None:
     _check_listeners(config)
     _check_devices(config)
     _check_macs(config)
+    _check_singles(config)
     _check_chardevs(config)
     _check_files(config)
     if config.daemonize and config.log == "":
@@ -113,6 +114,21 @@ def _check_macs(config: VmConfig) -> None:
             raise ConfigError(f"-device {device.driver}: another NIC has the address {mac}",
                               "give each NIC an address of its own")
         macs.add(mac)
+
+
+def _check_singles(config: VmConfig) -> None:
+    """A guest has one vsock address, and finds a folder by its tag."""
+    tags: set[str] = set()
+    sockets = [device for device in config.devices if device.driver == "vhost-vsock-device"]
+    if len(sockets) > 1:
+        raise ConfigError(f"-device {sockets[0].driver}: Only one vsock device is supported for "
+                          "each vm.", "remove one")
+    for device in config.devices:
+        tag = device.options.get("tag")
+        if tag is not None and tag in tags:
+            raise ConfigError(f"-device {device.driver}: another folder has the tag '{tag}'",
+                              "give each folder a tag of its own")
+        tags.add(tag or "")
 
 
 def _check_chardevs(config: VmConfig) -> None:

@@ -15,9 +15,8 @@ MAX_QUEUES = 32
 SERIAL_LIMIT = 20  # virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID
 
 # What StratoVirt has and we don't yet: refused by name.
-_LATER = ("virtio-balloon-device", "virtio-rng-device",
-          "virtio-serial-device", "virtconsole", "virtserialport", "vhost-vsock-device",
-          "vhost-user-fs-device", "virtio-blk-pci", "virtio-net-pci", "virtio-balloon-pci",
+_LATER = ("virtio-balloon-device", "virtio-rng-device", "virtio-serial-device", "virtconsole",
+          "virtserialport", "virtio-blk-pci", "virtio-net-pci", "virtio-balloon-pci",
           "virtio-rng-pci", "virtio-serial-pci", "vhost-vsock-pci", "vhost-user-fs-pci",
           "vhost-user-blk-pci", "pcie-root-port", "vfio-pci")
 
@@ -72,11 +71,25 @@ def _read_nic(options: SubOptions) -> dict[str, str]:
     return read_nic(options)
 
 
+def _read_vsock(options: SubOptions) -> dict[str, str]:
+    from vmm.config.vhost import read_vsock
+
+    return read_vsock(options)
+
+
+def _read_folder(options: SubOptions) -> dict[str, str]:
+    from vmm.config.vhost import read_folder
+
+    return read_folder(options)
+
+
 # Each driver, and who reads its own sub-options: what it returns is DeviceConfig.options. Those
 # that few command lines name live in modules that are imported then.
 DRIVERS: dict[str, Callable[[SubOptions], dict[str, str]]] = {
     "virtio-blk-device": _read_disk,
     "vhost-user-blk-device": _read_foreign_disk,
     "virtio-net-device": _read_nic,
+    "vhost-vsock-device": _read_vsock,
+    "vhost-user-fs-device": _read_folder,
 }
 _PORTS: tuple[str, ...] = ()  # they sit on another device, and may name its bus

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from shared.vhost_user import messages as m
 from vmm.devices.vhost_user import VhostUserDevice
-from vmm.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ class VirtioFs(VhostUserDevice):
     """A shared folder: a queue for urgent requests, then those for all others.
 
     :param tag: what the guest mounts, 1 to 35 bytes of UTF-8.
-    :raises ConfigError: it isn't.
     """
 
     device_id = DEVICE_ID_FS
@@ -39,13 +37,10 @@ class VirtioFs(VhostUserDevice):
 
     def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop, tag: str,
                  num_request_queues: int = 1, queue_size: int = QUEUE_SIZE) -> None:
-        encoded = tag.encode()
-        if not 0 < len(encoded) < TAG_SIZE or b"\0" in encoded:
-            raise ConfigError(f"device {id}: the tag '{tag[:TAG_SIZE]}' has not 1 to "
-                              f"{TAG_SIZE - 1} bytes", "choose another one")
         super().__init__(id, socket_fd, memory, loop, [queue_size] * (1 + num_request_queues),
                          _FEATURES, foreign=True)
-        self._config = encoded.ljust(TAG_SIZE, b"\0") + num_request_queues.to_bytes(4, "little")
+        self._config = (tag.encode().ljust(TAG_SIZE, b"\0")
+                        + num_request_queues.to_bytes(4, "little"))
 
     def read_config(self, offset: int, size: int) -> bytes:
         """See `VirtioDevice.read_config`: tag, le32 num_request_queues (5.11.4)."""

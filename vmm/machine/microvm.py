@@ -233,9 +233,23 @@ def _nic() -> type[Part]:
     return NicPart
 
 
+def _vsock() -> type[Part]:
+    from vmm.machine.vhost_parts import VsockPart
+
+    return VsockPart
+
+
+def _folder() -> type[Part]:
+    from vmm.machine.vhost_parts import FolderPart
+
+    return FolderPart
+
+
 # What each -device is; imported when the command line names it.
 PARTS: dict[str, Callable[[], type[Part]]] = {
     "virtio-blk-device": _disk,
     "vhost-user-blk-device": _foreign_disk,
     "virtio-net-device": _nic,
+    "vhost-vsock-device": _vsock,
+    "vhost-user-fs-device": _folder,
 }

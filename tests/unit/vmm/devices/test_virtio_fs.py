@@ -21,7 +21,7 @@ from tests.support.mmio_driver import FakeGuestMemory, MmioDriver
 from vmm.devices import vhost_user
 from vmm.devices.vhost_user import BROKEN, IDLE, NEW, RUNNING
 from vmm.devices.virtio_fs import VirtioFs
-from vmm.errors import BackendError, ConfigError
+from vmm.errors import BackendError
 from vmm.event_loop import EventLoop
 from vmm.hypervisor.fake import FakeVm
 from vmm.transport import mmio_registers as r
@@ -133,13 +133,6 @@ def test_the_config_space_is_the_core_s(served: Served) -> None:
     served.transport.write(r.CONFIG, 4, 0)
     assert served.driver.config(0, 4) == int.from_bytes(b"shar", "little")
     assert served.device.state == NEW  # nobody was asked
-
-
-@pytest.mark.parametrize("tag", ["", "x" * 36, "ä" * 18, "a\0b"])
-def test_a_tag_that_is_none(tag: str) -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs, pytest.raises(ConfigError, match="has not 1 to 35 bytes; choose another"):
-        VirtioFs("fs0", ours.fileno(), None, EventLoop(), tag)  # type: ignore[arg-type]
 
 
 def test_the_longest_tag_has_its_end(served: Served) -> None:
