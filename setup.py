@@ -47,7 +47,8 @@ class BuildWithBundle(build_ext):
 
 setup(
     cffi_modules=["native/build.py:ffi_core", "native/build.py:ffi_dataplane",
-                  "native/build.py:ffi_net", "native/build.py:ffi_sandbox"],
+                  "native/build.py:ffi_net", "native/build.py:ffi_devices",
+                  "native/build.py:ffi_sandbox"],
     cmdclass={"build_py": BuildWithLauncher, "build_ext": BuildWithBundle},
     data_files=[("bin", [str(LAUNCHER)])],
 )

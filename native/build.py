@@ -9,6 +9,7 @@ split by who may link them: a worker can't even link KVM code.
     _core       vmm/ only: KVM run loop, UART, guest memory
     _dataplane  workers: virtqueues, io_uring, block requests
     _net        the net worker: frames between virtqueues and a tap
+    _devices    workers of small devices: one thread for all virtqueues of a device
     _sandbox    everyone: clone, pidfd, prctl, close_range, later the sandbox's stages
 
 `--sanitize` builds with ASAN and UBSAN (run with LD_PRELOAD of libasan, see ./dev test).
@@ -42,7 +43,8 @@ class Module(NamedTuple):
 MODULES = {
     "core": Module(("core",), ()),
     "dataplane": Module(("dataplane", "virtq", "uring", "blk"), ("uring",)),
-    "net": Module(("net", "virtq"), ()),
+    "net": Module(("net", "virtq", "limit"), ()),
+    "devices": Module(("ring", "rng", "balloon", "console", "virtq", "limit"), ()),
     "sandbox": Module(("sandbox",), ("seccomp",)),
 }
 
@@ -84,6 +86,11 @@ def ffi_dataplane() -> FFI:
 def ffi_net() -> FFI:
     """For setuptools: the net worker's data plane."""
     return builder("net")
+
+
+def ffi_devices() -> FFI:
+    """For setuptools: the data planes of small devices."""
+    return builder("devices")
 
 
 def ffi_sandbox() -> FFI:

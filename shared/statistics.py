@@ -75,7 +75,9 @@ class Record:
 
 
 _BLK_TIMED = ("read", "write", "flush", "unmap")  # unmap: discard and write zeroes
-KINDS = {"blk": 1, "net": 2}
+# struct sv_ring_counters, with which the records of small devices begin (native/ring).
+_RING = ("chains", "calls", "kicks", "broken")
+KINDS = {"blk": 1, "net": 2, "rng": 3}
 RECORDS = {
     # struct sv_blk_counters: requests by kind, bytes that were moved, requests that ended in an
     # error, ..., `failed_*` by the host, `invalid_*` by the driver's own mistake, `*_ns` the sum
@@ -89,6 +91,8 @@ RECORDS = {
     # struct sv_net_counters: of a receive, transmit or control queue.
     "net": Record(("packets", "bytes", "dropped", "errors", "wakeups", "calls", "broken",
                    "commands"), ()),
+    # struct sv_rng_counters.
+    "rng": Record((*_RING, "bytes", "throttled", "starved", "errors"), ()),
 }
 
 

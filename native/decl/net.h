@@ -13,7 +13,7 @@ struct sv_net_counters {
 	...;
 };
 
-struct sv_net_limits {
+struct sv_rate {
 	uint64_t packets;
 	uint64_t bytes;
 	...;
@@ -26,7 +26,7 @@ size_t sv_net_state_size(void);
 
 struct sv_net *sv_net_create(const int *taps, unsigned int pairs, bool control,
 			     unsigned int queue_size, const uint8_t *mac,
-			     const struct sv_net_limits *limits,
+			     const struct sv_rate *limits,
 			     struct sv_net_counters *counters, struct sv_net_state *state,
 			     int *error);
 

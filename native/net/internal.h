@@ -12,6 +12,7 @@
 // Buffers of the guest that one readv fills directly.
 #define SV_NET_IOVS 256
 #define SV_NET_MAC_ENTRIES 64
+#define SV_NET_BURST_NS 100000000 // of a limit
 #define SV_NET_BATCH 64 // frames between two looks at everything else
 
 // Which frames the guest wants (virtio 1.2, 5.1.6.5). Threads work on copies: the control
@@ -26,14 +27,6 @@ struct sv_net_filter {
 	uint8_t unicast[SV_NET_MAC_ENTRIES][SV_NET_MAC_BYTES];
 	uint8_t multicast[SV_NET_MAC_ENTRIES][SV_NET_MAC_BYTES];
 	uint64_t vlans[4096 / 64];
-};
-
-// Each frame moves the times on by what it costs at the rate; while one lies further in the
-// future than a burst allows, nothing passes.
-struct sv_net_bucket {
-	pthread_mutex_t lock;
-	struct sv_net_limits rate;
-	uint64_t packets_until, bytes_until; // ns, monotonic
 };
 
 // A chain of the receive queue that waits for a frame.
@@ -93,7 +86,7 @@ struct sv_net {
 	bool resumed;            // the settings are those of a predecessor
 	struct sv_net_state *state;
 	uint64_t filter_version; // atomic
-	struct sv_net_bucket buckets[2]; // receive, transmit
+	struct sv_bucket buckets[2]; // receive, transmit
 	unsigned int pairs, count, max_size;
 	struct sv_net_queue queues[];
 };
@@ -103,12 +96,6 @@ void sv_net_filter_reset(struct sv_net_filter *filter, const uint8_t *mac);
 // Whether the guest wants the frame that begins with these bytes (at least 18, or all).
 bool sv_net_filter_wants(const struct sv_net_filter *filter, uint64_t features,
 			 const uint8_t *frame, size_t len);
-
-// limit.c
-void sv_net_bucket_init(struct sv_net_bucket *bucket, const struct sv_net_limits *rate);
-// Nanoseconds (monotonic) until which nothing may pass; 0: something may now.
-uint64_t sv_net_bucket_wait(struct sv_net_bucket *bucket);
-void sv_net_bucket_take(struct sv_net_bucket *bucket, uint64_t bytes);
 
 // queue.c
 int sv_net_queue_init(struct sv_net_queue *queue);

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "limit/limit.h"
 #include "virtq/memory.h"
 #include "virtq/virtq.h"
 
@@ -29,12 +30,6 @@ struct sv_net_counters {
 	uint64_t commands; // of the control queue
 };
 
-// A token bucket for all queues of one direction; 0: no limit.
-struct sv_net_limits {
-	uint64_t packets; // a second
-	uint64_t bytes;   // a second
-};
-
 struct sv_net;
 
 // What the driver has set over the control queue, in memory that outlives a worker: its
@@ -45,11 +40,12 @@ size_t sv_net_state_size(void);
 // `taps`: `pairs` descriptors of one interface (IFF_MULTI_QUEUE if several), non-blocking, with
 // headers of SV_NET_HEADER bytes, little endian; they stay the caller's, open until destroy. -1:
 // there is no tap, nothing is received, what is sent is dropped.
-// `counters`: one a queue, zeroed, valid until destroy. `limits`: receive, then transmit.
-// `state`: valid until destroy, or NULL. NULL with *error = negative errno.
+// `counters`: one a queue, zeroed, valid until destroy. `limits`: for all queues that receive,
+// then for all that transmit. `state`: valid until destroy, or NULL. NULL with *error = negative
+// errno.
 struct sv_net *sv_net_create(const int *taps, unsigned int pairs, bool control,
 			     unsigned int queue_size, const uint8_t *mac,
-			     const struct sv_net_limits *limits,
+			     const struct sv_rate *limits,
 			     struct sv_net_counters *counters, struct sv_net_state *state,
 			     int *error);
 // Stops what still runs.

@@ -35,7 +35,7 @@ static int begin(struct sv_net *net)
 
 struct sv_net *sv_net_create(const int *taps, unsigned int pairs, bool control,
 			     unsigned int queue_size, const uint8_t *mac,
-			     const struct sv_net_limits *limits,
+			     const struct sv_rate *limits,
 			     struct sv_net_counters *counters, struct sv_net_state *state,
 			     int *error)
 {
@@ -55,7 +55,7 @@ struct sv_net *sv_net_create(const int *taps, unsigned int pairs, bool control,
 	pthread_mutex_init(&net->lock, NULL);
 	net->state = state;
 	for (unsigned int i = 0; i < 2; i++)
-		sv_net_bucket_init(&net->buckets[i], &limits[i]);
+		sv_bucket_init(&net->buckets[i], &limits[i], SV_NET_BURST_NS);
 	for (; net->count < count; net->count++) {
 		init_queue(net, net->count, taps, counters);
 		*error = sv_net_queue_init(&net->queues[net->count]);
@@ -79,7 +79,7 @@ void sv_net_destroy(struct sv_net *net)
 	for (unsigned int i = 0; i < net->count; i++)
 		sv_net_queue_deinit(&net->queues[i]);
 	for (unsigned int i = 0; i < 2; i++)
-		pthread_mutex_destroy(&net->buckets[i].lock);
+		sv_bucket_deinit(&net->buckets[i]);
 	pthread_mutex_destroy(&net->lock);
 	sv_memory_clear(&net->memory);
 	free(net);

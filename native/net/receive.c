@@ -193,7 +193,7 @@ static bool receive_one(struct sv_net_queue *queue)
 		queue->expected = (uint32_t)len;
 	else
 		queue->expected -= (queue->expected - (uint32_t)len) / 16;
-	sv_net_bucket_take(&queue->net->buckets[0], (uint64_t)len - SV_NET_HEADER);
+	sv_bucket_take(&queue->net->buckets[0], (uint64_t)len - SV_NET_HEADER);
 	if (!spread(queue, (size_t)len, direct)) {
 		queue->counters->dropped++;
 		return true;
@@ -208,7 +208,7 @@ bool sv_net_receive(struct sv_net_queue *queue)
 {
 	queue->tap_empty = false;
 	for (unsigned int i = 0; i < SV_NET_BATCH; i++) {
-		queue->wait_until = sv_net_bucket_wait(&queue->net->buckets[0]);
+		queue->wait_until = sv_bucket_wait(&queue->net->buckets[0]);
 		if (queue->wait_until || !hold_expected(queue) || !receive_one(queue))
 			return false;
 	}

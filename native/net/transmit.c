@@ -25,7 +25,7 @@ static bool send_chain(struct sv_net_queue *queue)
 	if (sent >= 0) {
 		queue->counters->packets++;
 		queue->counters->bytes += (uint64_t)sent - SV_NET_HEADER;
-		sv_net_bucket_take(&queue->net->buckets[1], (uint64_t)sent - SV_NET_HEADER);
+		sv_bucket_take(&queue->net->buckets[1], (uint64_t)sent - SV_NET_HEADER);
 		return true;
 	}
 	if (errno == EAGAIN)
@@ -43,7 +43,7 @@ bool sv_net_transmit(struct sv_net_queue *queue)
 {
 	for (unsigned int i = 0; i < SV_NET_BATCH; i++) {
 		if (!queue->chain_waits) {
-			queue->wait_until = sv_net_bucket_wait(&queue->net->buckets[1]);
+			queue->wait_until = sv_bucket_wait(&queue->net->buckets[1]);
 			if (queue->wait_until)
 				return false;
 			if (sv_virtq_pop(&queue->vq, &queue->chain) <= 0)

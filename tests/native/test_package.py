@@ -79,7 +79,8 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
                ("vmm", "workers", "shared", "native")]
     compiled = [f"{os.path.dirname(name)}/__pycache__/{Path(name).stem}."
                 f"{sys.implementation.cache_tag}.pyc" for name in modules]
-    native = [f"native/_{name}.abi3.so" for name in ("core", "dataplane", "net", "sandbox")]
+    native = [f"native/_{name}.abi3.so" for name in ("core", "dataplane", "net", "devices",
+                                                         "sandbox")]
     data = tree.named(".policy", ".json", under="workers/")
     launcher = f"{wheel.name.rsplit('-', 3)[0]}.data/data/bin/stratovirt"
     assert not {*modules, *compiled, *native, *data, launcher} - held

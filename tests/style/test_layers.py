@@ -18,7 +18,7 @@ PYTHON = {
     "vmm": {"shared", "native._core", "native._sandbox", "cbor2", "posix_ipc", "pyroute2"},
     # A client: it has nothing of the VMM's.
     "vmm/ctl": {"shared", "rich"},
-    "workers": {"shared", "native._sandbox", "cbor2", "posix_ipc"},
+    "workers": {"shared", "native._devices", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/blk": {"shared", "native._dataplane", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/net": {"shared", "native._net", "native._sandbox", "cbor2", "posix_ipc"},
     # The data planes of blk and net, on an image of no bytes and on no tap.
@@ -45,7 +45,11 @@ C = {
     "uring": {"include"},
     "blk": {"include", "virtq", "uring", "dataplane"},
     "dataplane": {"include", "virtq", "uring", "blk"},
-    "net": {"include", "virtq"},
+    "limit": {"include"},
+    "net": {"include", "virtq", "limit"},
+    "ring": {"include", "virtq"},
+    "rng": {"include", "virtq", "ring", "limit"},
+    "devices": {"ring", "rng"},
     "sandbox": {"include"},
 }
 

@@ -43,7 +43,7 @@ class NetPlane:
         error = ffi.new("int *")
         self.net = lib.sv_net_create(
             ffi.new("int[]", self.taps), pairs, control, queue_size, MAC,
-            ffi.new("struct sv_net_limits[2]", limits), self.counters,
+            ffi.new("struct sv_rate[2]", limits), self.counters,
             ffi.NULL if state is None else ffi.cast("struct sv_net_state *", state), error)
         assert self.net, os.strerror(-error[0])
         self.check(lib.sv_net_add_region(self.net, self.memory.base, self.memory.size, 0,

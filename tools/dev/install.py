@@ -122,7 +122,8 @@ def native(sanitize: bool = False) -> None:
                if p.suffix in (".c", ".h") or p.name == "build.py"]
     key = _digest([p for p in sources if not p.name.startswith("_")])
     folder = BUILD / "asan" if sanitize else ROOT
-    built = all((folder / f"native/_{m}.so").exists() for m in ("core", "dataplane", "sandbox"))
+    built = all((folder / f"native/_{m}.so").exists() for m in ("core", "dataplane", "net",
+                                                                    "devices", "sandbox"))
     if built and stamp.exists() and stamp.read_text() == key:
         return
     say(f"building the native modules{' with ASAN and UBSAN' if sanitize else ''}")

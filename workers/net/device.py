@@ -70,7 +70,7 @@ class NetDevice(BackendDevice):
         error = ffi.new("int *")
         self._net = lib.sv_net_create(
             ffi.new("int[]", list(taps)), self._pairs, control, queue_size, mac,
-            ffi.new("struct sv_net_limits[2]", [tuple(limit) for limit in limits]),
+            ffi.new("struct sv_rate[2]", [tuple(limit) for limit in limits]),
             self._counters, self._state, error)
         if self._net == ffi.NULL:
             raise SystemCallError(-error[0], f"Can't set up {self.queue_count} queues",

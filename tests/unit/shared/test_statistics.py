@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from native import _dataplane
+from native import _dataplane, _devices
 from shared import statistics
 from shared.statistics import (
     BUCKETS,
@@ -51,6 +51,19 @@ def test_the_record_is_the_c_structure() -> None:
             assert value == getattr(counters, name), name
     for i, name in enumerate(record.histograms):
         assert histograms[name] == list(counters.latency[i])
+
+
+@pytest.mark.parametrize("kind", ["rng"])
+def test_the_record_of_a_small_device_is_the_c_structure(kind: str) -> None:
+    """What the engine counts, then what the kind does."""
+    record, name = RECORDS[kind], f"struct sv_{kind}_counters"
+    assert record.bytes == _devices.ffi.sizeof(name)
+    counters = _devices.ffi.new(name + " *")
+    for i in range(record.bytes // 8):
+        _devices.ffi.cast("uint64_t *", counters)[i] = i
+    for field, value in record.decode(bytes(_devices.ffi.buffer(counters)), 0)[0].items():
+        place = counters.ring if hasattr(counters.ring, field) else counters
+        assert value == getattr(place, field), field
 
 
 def test_a_page_says_whose_it_is() -> None:

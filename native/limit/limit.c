@@ -1,19 +1,24 @@
-// Limits of packets and bytes a second, with bursts of 100 ms of the rate.
+#include "limit/limit.h"
+
 #include "include/clock.h"
-#include "net/internal.h"
 
 #define SECOND 1000000000ull
-#define BURST_NS (SECOND / 10)
 
-void sv_net_bucket_init(struct sv_net_bucket *bucket, const struct sv_net_limits *rate)
+void sv_bucket_init(struct sv_bucket *bucket, const struct sv_rate *rate, uint64_t burst_ns)
 {
 	pthread_mutex_init(&bucket->lock, NULL);
 	bucket->rate = *rate;
+	bucket->burst = burst_ns;
 	bucket->packets_until = 0;
 	bucket->bytes_until = 0;
 }
 
-uint64_t sv_net_bucket_wait(struct sv_net_bucket *bucket)
+void sv_bucket_deinit(struct sv_bucket *bucket)
+{
+	pthread_mutex_destroy(&bucket->lock);
+}
+
+uint64_t sv_bucket_wait(struct sv_bucket *bucket)
 {
 	uint64_t until;
 
@@ -23,7 +28,7 @@ uint64_t sv_net_bucket_wait(struct sv_net_bucket *bucket)
 	until = bucket->packets_until > bucket->bytes_until ? bucket->packets_until
 							    : bucket->bytes_until;
 	pthread_mutex_unlock(&bucket->lock);
-	return until > sv_now_ns() + BURST_NS ? until - BURST_NS : 0;
+	return until > sv_now_ns() + bucket->burst ? until - bucket->burst : 0;
 }
 
 static uint64_t charge(uint64_t until, uint64_t now, uint64_t amount, uint64_t rate)
@@ -36,7 +41,7 @@ static uint64_t charge(uint64_t until, uint64_t now, uint64_t amount, uint64_t r
 	return until + (uint64_t)((unsigned __int128)amount * SECOND / rate);
 }
 
-void sv_net_bucket_take(struct sv_net_bucket *bucket, uint64_t bytes)
+void sv_bucket_take(struct sv_bucket *bucket, uint64_t bytes)
 {
 	uint64_t now;
 

@@ -1,0 +1,51 @@
+#define SV_RING_MAX_QUEUES ...
+
+struct sv_ring_device;
+
+struct sv_ring_counters {
+	uint64_t chains;
+	uint64_t calls;
+	uint64_t kicks;
+	uint64_t broken;
+	...;
+};
+
+struct sv_ring_place {
+	unsigned int size;
+	uint64_t desc, avail, used;
+	uint16_t base;
+	int kick_fd;
+	int call_fd, err_fd;
+	...;
+};
+
+void sv_ring_destroy(struct sv_ring_device *device);
+int sv_ring_add_region(struct sv_ring_device *device, uint64_t guest_addr, uint64_t size,
+		       uint64_t offset, int fd);
+int sv_ring_remove_region(struct sv_ring_device *device, uint64_t guest_addr, uint64_t size);
+int sv_ring_clear_regions(struct sv_ring_device *device);
+int sv_ring_set_features(struct sv_ring_device *device, uint64_t features);
+int sv_ring_reset(struct sv_ring_device *device);
+int sv_ring_start(struct sv_ring_device *device, unsigned int index,
+		  const struct sv_ring_place *place);
+int sv_ring_stop(struct sv_ring_device *device, unsigned int index);
+int sv_ring_set_call(struct sv_ring_device *device, unsigned int index, int fd);
+const char *sv_ring_broken(struct sv_ring_device *device, unsigned int index);
+int sv_ring_notify_fd(const struct sv_ring_device *device);
+
+// ---- rng --------------------------------------------------------------------------------------
+
+#define SV_RNG_MAX_BYTES ...
+
+struct sv_rng_counters {
+	struct sv_ring_counters ring;
+	uint64_t bytes;
+	uint64_t throttled;
+	uint64_t starved;
+	uint64_t errors;
+	...;
+};
+
+struct sv_ring_device *sv_rng_create(int source, uint64_t max_bytes, unsigned int period_ms,
+				     unsigned int queue_size, struct sv_rng_counters *counters,
+				     int *error);

@@ -1,0 +1,5 @@
+// What the module _devices has: an engine and the kinds of devices that it serves.
+#pragma once
+
+#include "ring/ring.h"
+#include "rng/rng.h"
