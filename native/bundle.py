@@ -34,7 +34,8 @@ BUNDLES = {
          "vmm.hypervisor.kvm", "vmm.chardev.local"),
     ),
     "workers": (
-        ("workers.nursery", "workers.blk.worker", "workers.net.worker", "workers.null.worker"),
+        ("workers.nursery", "workers.blk.worker", "workers.net.worker", "workers.null.worker",
+         "workers.rng.worker"),
     ),
 }
 

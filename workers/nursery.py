@@ -90,8 +90,9 @@ def entries() -> dict[str, Entry]:
     from workers.blk.worker import run as run_blk
     from workers.net.worker import run as run_net
     from workers.null.worker import run as run_null
+    from workers.rng.worker import run as run_rng
 
-    return {"blk": run_blk, "net": run_net, "null": run_null}
+    return {"blk": run_blk, "net": run_net, "null": run_null, "rng": run_rng}
 
 
 class Nursery:

@@ -148,6 +148,11 @@ class RingDevice(BackendDevice):
 
     # ---- own -------------------------------------------------------------------------------
 
+    @property
+    def notify_fd(self) -> int:
+        """Readable when the native device has something to tell; the reader empties it."""
+        return int(lib.sv_ring_notify_fd(self.native))
+
     def counters(self) -> list[dict[str, int]]:
         """The counters of each queue."""
         return [self._record.decode(bytes(ffi.buffer(self._counters + i, self._record.bytes)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,19 @@ from native import _devices
 from tests.support.guest_ring import F_VERSION_1, GuestMemory, GuestRing
 
 ffi, lib = _devices.ffi, _devices.lib
+
+
+def threads() -> int:
+    """How many threads this process has."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def until(condition: Callable[[], bool], limit: float = 10.0) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.002)  # between two looks
 
 
 class RingPlane:
@@ -59,14 +73,15 @@ class RingPlane:
         reason = lib.sv_ring_broken(self.device, index)
         return None if reason == ffi.NULL else ffi.string(reason).decode()
 
-    def offer(self, length: int, index: int = 0, pieces: int = 1) -> tuple[int, int]:
+    def offer(self, length: int, index: int = 0, pieces: int = 1,
+              kick: bool = True) -> tuple[int, int]:
         """A chain with room for `length` bytes; its head and address."""
         address = self.memory.alloc(length, 16)
         self.memory.fill(address, length, 0)
         step = -(-length // pieces)
         head = self.rings[index].add([(address + at, min(step, length - at), True)
                                       for at in range(0, length, step)])
-        self.rings[index].publish()
+        self.rings[index].publish(kick)
         return head, address
 
     def close(self) -> None:
@@ -76,3 +91,11 @@ class RingPlane:
         for ring in self.rings.values():
             ring.close()
         self.memory.close()
+
+
+def rng_plane(source: int, max_bytes: int = 0, period: int = 0, size: int = 64,
+              **options: Any) -> RingPlane:
+    """A virtio-rng device."""
+    return RingPlane(lambda counters, error: lib.sv_rng_create(source, max_bytes, period, size,
+                                                               counters, error),
+                     "struct sv_rng_counters", **options)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from workers.nursery import Reporter
 
 AT_FDCWD = -100
+SMALL_KINDS = ("rng",)
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
@@ -142,7 +143,17 @@ def run(device: str, fds: dict[str, int], options: dict[str, object], reporter: 
     reporter.tell("error", text=f"result: {result}")
 
 
+def run_small(device: str, fds: dict[str, int], options: dict[str, object],
+              reporter: Reporter) -> None:
+    """A probe under the filter of another kind of worker, without its data plane."""
+    arguments = options["arguments"]
+    assert isinstance(arguments, list)
+    stages = confine(f"sv-{device}")
+    reporter.tell("started", stages=list(stages), engine="")
+    reporter.tell("error", text=f"result: {call(*arguments)}")
+
+
 def main() -> None:
     """As workers.nursery.main, with probes."""
-    nursery.entries = lambda: {"blk": run}
+    nursery.entries = lambda: {"blk": run, **dict.fromkeys(SMALL_KINDS, run_small)}
     nursery.main()

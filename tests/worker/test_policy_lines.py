@@ -29,6 +29,7 @@ from tests.support.guest_ring import (
     GuestMemory,
 )
 from tests.support.policy_trace import Tracer, matches
+from tests.support.ring_worker import Nest, RingWorker
 from tests.worker.test_blk_device import loop_device  # noqa: F401  a fixture
 from vmm.event_loop import EventLoop
 from vmm.worker.nursery import Nursery
@@ -176,6 +177,55 @@ def test_null_needs_each_line(tmp_path: Path) -> None:
         loop.close()
     assert len(calls) > 100
     check_lines("null", calls, only="seccomp.policy")
+
+
+def traced(tmp_path: Path, kind: str, drive: Callable[[Nest], Sequence[WorkerProcess]]) -> None:
+    """Trace the workers of `kind` that `drive` starts and ends; check the lines of the policy."""
+    nest = Nest(("pid",))
+    tracer = Tracer(nest.nursery.pid, tmp_path / "trace")
+    try:
+        leaders = [worker.pid for worker in drive(nest)]
+        nest.nursery.close()
+        calls = tracer.calls(leaders)
+    finally:
+        nest.close()
+        tracer.close()
+    assert len(calls) > 100
+    check_lines(kind, calls, only="seccomp.policy")
+
+
+def change_rings(worker: RingWorker, index: int = 0) -> None:
+    """What a front end may do to a ring that runs."""
+    front, memory = worker.frontend, worker.memory
+    call = os.eventfd(0)
+    front.set_vring_call(index, call)
+    front.finish()
+    os.close(call)
+    front.set_mem_table([MemoryRegion(memory.base, memory.size, USER_BASE, 0)], [memory.fd])
+    front.get_vring_base(index)
+
+
+def test_rng_needs_each_line(tmp_path: Path) -> None:
+    out, into = os.pipe()
+
+    def drive(nest: Nest) -> list[WorkerProcess]:
+        process = nest.spawn("rng", {"source": out}, {"max-bytes": 64, "period": 50})
+        worker = RingWorker(process.take_socket())
+        worker.connect()
+        ring = worker.start(size=64)
+        for _ in range(3):
+            worker.offer(64)
+            os.write(into, bytes(64))
+            ring.wait_used(1)
+        change_rings(worker)
+        nest.order(process, "unknown")
+        worker.frontend.close()
+        nest.gone(process)
+        return [process]
+
+    traced(tmp_path, "rng", drive)
+    os.close(out)
+    os.close(into)
 
 
 def check_lines(kind: str, calls: Sequence[tuple[str, list[int]]], only: str = "") -> None:

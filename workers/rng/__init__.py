@@ -1,0 +1,1 @@
+"""The rng worker: random bytes of the host for a guest."""
