@@ -49,3 +49,37 @@ struct sv_rng_counters {
 struct sv_ring_device *sv_rng_create(int source, uint64_t max_bytes, unsigned int period_ms,
 				     unsigned int queue_size, struct sv_rng_counters *counters,
 				     int *error);
+
+// ---- console ----------------------------------------------------------------------------------
+
+#define SV_CONSOLE_MAX_PORTS ...
+#define SV_CONSOLE_NAME_BYTES ...
+
+struct sv_console_counters {
+	struct sv_ring_counters ring;
+	uint64_t bytes;
+	uint64_t dropped;
+	uint64_t waits;
+	uint64_t errors;
+	...;
+};
+
+struct sv_console_port {
+	int fd;
+	bool console;
+	bool open;
+	uint16_t cols, rows;
+	char name[...];
+	...;
+};
+
+struct sv_console_state;
+size_t sv_console_state_size(void);
+
+struct sv_ring_device *sv_console_create(const struct sv_console_port *ports,
+					 unsigned int max_ports, unsigned int queue_size,
+					 struct sv_console_counters *counters,
+					 struct sv_console_state *state, int *error);
+int sv_console_set_open(struct sv_ring_device *device, unsigned int nr, bool open);
+int sv_console_set_size(struct sv_ring_device *device, unsigned int nr, uint16_t cols,
+			uint16_t rows);

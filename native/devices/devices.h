@@ -1,5 +1,6 @@
 // What the module _devices has: an engine and the kinds of devices that it serves.
 #pragma once
 
+#include "console/console.h"
 #include "ring/ring.h"
 #include "rng/rng.h"

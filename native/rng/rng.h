@@ -13,7 +13,7 @@ struct sv_rng_counters {
 	uint64_t throttled; // times a request waited for the limit
 	uint64_t starved;   // times a request waited for the source
 	uint64_t errors;    // of the source
-} __attribute__((aligned(64)));
+};
 
 // `source`: non-blocking, stays the caller's, open until destroy. At most `max_bytes` in
 // `period_ms` on average; 0: no limit. `counters`: of the one queue, see sv_ring_create. NULL

@@ -14,7 +14,7 @@ from shared.errors import SharedError
 from shared.fds import close_all
 
 MAX_MESSAGE = 32768
-MAX_FDS = 64
+MAX_FDS = 64  # a console worker gets one for each of its ports
 _SCM_BYTES = _socket.CMSG_SPACE(MAX_FDS * 4)
 
 Message = dict[str, object]

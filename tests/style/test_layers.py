@@ -21,6 +21,7 @@ PYTHON = {
     "workers": {"shared", "native._devices", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/blk": {"shared", "native._dataplane", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/net": {"shared", "native._net", "native._sandbox", "cbor2", "posix_ipc"},
+    "workers/console": {"shared", "native._devices", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/rng": {"shared", "native._devices", "native._sandbox", "cbor2", "posix_ipc"},
     # The data planes of blk and net, on an image of no bytes and on no tap.
     "workers/null": {"shared", "native._dataplane", "native._sandbox", "cbor2",
@@ -50,7 +51,8 @@ C = {
     "net": {"include", "virtq", "limit"},
     "ring": {"include", "virtq"},
     "rng": {"include", "virtq", "ring", "limit"},
-    "devices": {"ring", "rng"},
+    "console": {"include", "virtq", "ring"},
+    "devices": {"ring", "rng", "console"},
     "sandbox": {"include"},
 }
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vmm.event_loop import EventLoop
 
 _SCRIPT = os.path.join(os.path.dirname(next(iter(native.__path__))), "workers/begin.py")
-_MAX_QUEUES = 33  # a NIC of 16 pairs and its control queue
+_MAX_QUEUES = 64  # a console of 31 ports and its control queues
 
 
 class Nursery:

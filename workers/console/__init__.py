@@ -1,0 +1,1 @@
+"""The console worker: terminals and serial ports of a guest."""
