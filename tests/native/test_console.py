@@ -399,7 +399,7 @@ def test_a_successor_goes_on(make: Make) -> None:
 
 
 def test_a_reset_forgets_everything(served: tuple[ConsolePlane, ConsoleDriver]) -> None:
-    plane, driver = served
+    plane, _ = served
     for index in list(plane.rings):
         plane.stop(index)
     assert lib.sv_ring_reset(plane.device) == 0

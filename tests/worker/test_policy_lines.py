@@ -16,6 +16,7 @@ from shared.memory_regions import MemoryRegion
 from shared.sandbox import policy
 from shared.vhost_user.frontend import Frontend
 from tests.support.blk_worker import ROOT, USER_BASE, BlkWorker
+from tests.support.console_driver import ConsoleDriver
 from tests.support.guest_ring import (
     DISCARD,
     FLUSH,
@@ -226,6 +227,32 @@ def test_rng_needs_each_line(tmp_path: Path) -> None:
     traced(tmp_path, "rng", drive)
     os.close(out)
     os.close(into)
+
+
+def test_console_needs_each_line(tmp_path: Path) -> None:
+    here, there = socketpair()
+
+    def drive(nest: Nest) -> list[WorkerProcess]:
+        process = nest.spawn("console", {"port0": there.fileno()}, {
+            "max-ports": 1, "num-queues": 4, "ports": [{"nr": 0, "console": True, "open": True}]})
+        worker = RingWorker(process.take_socket())
+        worker.connect()
+        driver = ConsoleDriver(worker.memory, lambda index: worker.start(index, 32))
+        driver.begin(0)
+        driver.set_up(0)
+        driver.write(0, b"out")
+        assert here.recv(10) == b"out"
+        here.send(b"in")
+        assert driver.read(0, 2) == b"in"
+        nest.order(process, "open", nr=0, open=False)
+        change_rings(worker, 1)
+        worker.frontend.close()
+        nest.gone(process)
+        return [process]
+
+    traced(tmp_path, "console", drive)
+    here.close()
+    there.close()
 
 
 def check_lines(kind: str, calls: Sequence[tuple[str, list[int]]], only: str = "") -> None:
