@@ -94,7 +94,7 @@ RECORDS = {
     # struct sv_rng_counters.
     "rng": Record((*_RING, "bytes", "throttled", "starved", "errors"), ()),
     # struct sv_console_counters.
-    "console": Record((*_RING, "bytes", "dropped", "waits", "errors"), ()),
+    "console": Record((*_RING, "bytes", "unheard", "waits", "errors"), ()),
 }
 
 

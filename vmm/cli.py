@@ -129,7 +129,9 @@ OPTIONS: dict[str, Option] = {
     "drive": Option(VALUE, backends.parse_drive, "id=,file=[,readonly=][,direct=][,aio=native|"
                     "io_uring|threads|off][,discard=ignore|unmap]: a block back end", repeat=True),
     "device": Option(VALUE, devices.parse_device, "DRIVER[,id=],…: virtio-blk-device,drive= | "
-                     "virtio-net-device,netdev= | vhost-user-blk-device,chardev=", repeat=True),
+                     "virtio-net-device,netdev= | vhost-user-blk-device,chardev= | "
+                     "virtio-rng-device,rng= | virtio-serial-device | virtconsole,chardev= | "
+                     "virtserialport,chardev=", repeat=True),
     "netdev": Option(VALUE, backends.parse_netdev, "tap,id=,ifname=|fd=|fds=[,queues=]"
                      "[,rx-packets=][,rx-bytes=][,tx-packets=][,tx-bytes=] | vhost-user,id=,"
                      "chardev=: a network back end", repeat=True),

@@ -14,7 +14,7 @@
 struct sv_console_counters {
 	struct sv_ring_counters ring;
 	uint64_t bytes;   // passed on
-	uint64_t dropped; // bytes that were sent while nobody was there
+	uint64_t unheard; // bytes that were sent while nobody was there
 	uint64_t waits;   // times that output waited for its reader
 	uint64_t errors;  // control messages that make no sense
 };

@@ -125,7 +125,7 @@ static enum sv_ring_next send_chain(struct sv_ring_device *device, unsigned int 
 		ssize_t got;
 
 		if (port->gone || !port->is.open) {
-			counters->dropped += chain->out_bytes - sent;
+			counters->unheard += chain->out_bytes - sent;
 			break;
 		}
 		if (!*budget)

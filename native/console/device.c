@@ -71,6 +71,15 @@ static void reset(struct sv_ring_device *device)
 	forget(console->state);
 }
 
+// The front end may have wiped the state after a reset, under our feet: what is written from now
+// on counts for a successor.
+static void negotiated(struct sv_ring_device *device)
+{
+	struct console *console = device->own;
+
+	console->state->magic = MAGIC;
+}
+
 static void destroy(struct sv_ring_device *device)
 {
 	struct console *console = device->own;
@@ -83,6 +92,7 @@ static const struct sv_ring_kind kind = {
 	.serve = serve,
 	.ready = ready,
 	.stopping = stopping,
+	.negotiated = negotiated,
 	.reset = reset,
 	.destroy = destroy,
 };

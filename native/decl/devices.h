@@ -58,7 +58,7 @@ struct sv_ring_device *sv_rng_create(int source, uint64_t max_bytes, unsigned in
 struct sv_console_counters {
 	struct sv_ring_counters ring;
 	uint64_t bytes;
-	uint64_t dropped;
+	uint64_t unheard;
 	uint64_t waits;
 	uint64_t errors;
 	...;

@@ -8,6 +8,8 @@
 
 #include "ring/internal.h"
 
+#define LAST_BATCHES 4 // that a queue is served before it stops
+
 static int open_events(struct sv_ring_device *device)
 {
 	device->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -196,16 +198,27 @@ static int start(struct sv_ring_device *device, void *argument)
 	return 0;
 }
 
+static void halt(struct sv_ring_device *device, unsigned int index)
+{
+	struct sv_ring_queue *queue = &device->queues[index];
+
+	if (device->kind->stopping)
+		device->kind->stopping(device, index);
+	queue->running = queue->due = false;
+	sv_virtq_stop(&queue->vq);
+	close_fds(queue);
+}
+
 static int stop(struct sv_ring_device *device, void *argument)
 {
 	const struct request *request = argument;
 	struct sv_ring_queue *queue = &device->queues[request->index];
 
-	if (device->kind->stopping)
-		device->kind->stopping(device, request->index);
-	queue->running = queue->due = false;
-	sv_virtq_stop(&queue->vq);
-	close_fds(queue);
+	// What the driver has just kicked: its last words before it ends count.
+	queue->due = !queue->vq.broken;
+	for (unsigned int i = 0; i < LAST_BATCHES && queue->due; i++)
+		sv_ring_serve(device, request->index);
+	halt(device, request->index);
 	device->stop = device->running == 1;
 	return queue->vq.last_avail;
 }
@@ -242,9 +255,7 @@ int sv_ring_start(struct sv_ring_device *device, unsigned int index,
 	if (!device->running) {
 		ret = sv_ring_begin_thread(device);
 		if (ret < 0) {
-			device->running = 1;
-			stop(device, &request);
-			device->running = 0;
+			halt(device, index);
 			return ret;
 		}
 	}

@@ -32,7 +32,7 @@ static void report_broken(struct sv_ring_queue *queue)
 		eventfd_write(queue->err_fd, 1);
 }
 
-static void serve_queue(struct sv_ring_device *device, unsigned int index)
+void sv_ring_serve(struct sv_ring_device *device, unsigned int index)
 {
 	struct sv_ring_queue *queue = &device->queues[index];
 	enum sv_ring_next next;
@@ -170,7 +170,7 @@ static void *run(void *argument)
 	while (!device->stop) {
 		for (unsigned int i = 0; i < device->count; i++) {
 			if (device->queues[i].running && device->queues[i].due)
-				serve_queue(device, i);
+				sv_ring_serve(device, i);
 		}
 		wait_for_work(device);
 	}

@@ -13,6 +13,7 @@ FEATURES = F_SIZE | F_MULTIPORT | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1
 
 MAX_PORTS = 31
 MAX_NAME = 255        # bytes of a port's name
+STATE_BYTES = 4096    # of what a worker leaves to its successor
 PORT_QUEUE_SIZE = 128
 CONTROL_QUEUE_SIZE = 32
 CONTROL_QUEUES = (2, 3)  # to and from the driver

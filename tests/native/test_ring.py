@@ -95,6 +95,16 @@ def test_a_chain_that_waits_is_available_again_after_a_stop(plane: RingPlane,
     assert guest.wait_used(1)[0][1] == 3
 
 
+def test_the_last_words_before_a_stop(plane: RingPlane, pipe: tuple[int, int]) -> None:
+    """What was made available by then is served, whether the kick was heard or not."""
+    guest = plane.start(size=SIZE)
+    for number in range(3):
+        os.write(pipe[1], b"%d" % number)
+        plane.offer(1, kick=False)
+    assert plane.stop() == 3
+    assert len(guest.take_used()) == 3
+
+
 def test_it_goes_on_from_any_index(plane: RingPlane, pipe: tuple[int, int]) -> None:
     """The index wraps around."""
     guest = GuestRing(plane.memory, SIZE, ALL)

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from shared.virtio.console import STATE_BYTES
 from tests.support.blk_worker import ROOT
 from tests.support.console_driver import NAME, OPEN, RESIZE, ConsoleDriver, rx
 from tests.support.ring_worker import Nest, RingWorker
 from vmm.worker.process import WorkerProcess
-from workers.console.device import STATE_BYTES
 from workers.console.service import Service
 from workers.errors import UsageError
 
@@ -142,7 +142,7 @@ def test_a_successor_goes_on(host: Host) -> None:
     assert driver.messages(1) == [(2, OPEN, 0, b"")]
     driver.rings[rx(2) + 1].wait_used(1)
     counters = process.counters[rx(2) + 1]
-    assert counters["bytes"] + counters["dropped"] == len(data)
+    assert counters["bytes"] + counters["unheard"] == len(data)
     received = b""
     while len(received) < counters["bytes"]:
         received += host.here[2].recv(1 << 16)
@@ -184,6 +184,12 @@ def test_options_that_do_not_hold(host: Host, options: dict[str, object]) -> Non
 def test_a_port_that_is_no_socket(host: Host) -> None:
     with pytest.raises(UsageError, match="without a socket"):
         Service({"port0": host.state}, {"max-ports": 4, "ports": [{"nr": 0}]}, print)
+
+
+def test_a_state_that_is_too_short(host: Host) -> None:
+    os.ftruncate(host.state, STATE_BYTES - 1)
+    with pytest.raises(UsageError, match="too short"):
+        Service(host.fds, {"max-ports": 4, "ports": PORTS}, print)
 
 
 def test_a_worker_with_all_ports(host: Host) -> None:

@@ -34,6 +34,8 @@ class Chardev:
         # The frontend's: take input (returns how much was taken), hear of room for output.
         self.on_input: Callable[[bytes], int] | None = None
         self.on_writable: Callable[[], None] | None = None
+        # ... and of who comes and leaves (`connected` may have changed).
+        self.on_connection: Callable[[], None] | None = None
         self._in_fd = -1
         self._out_fd = -1
         self._events: dict[int, int] = {}  # what the loop waits for, by descriptor
@@ -84,6 +86,8 @@ class Chardev:
         self._in_fd = in_fd
         self._out_fd = out_fd
         self._watch()
+        if self.on_connection is not None:
+            self.on_connection()
 
     def _detach(self) -> None:
         """Serve nobody; the descriptors are the subclass's to close."""
@@ -96,6 +100,8 @@ class Chardev:
             self._blocked = False
             if self.on_writable is not None:
                 self.on_writable()
+        if self.on_connection is not None:
+            self.on_connection()
 
     def _hung_up(self) -> None:
         """The other side is gone."""

@@ -23,6 +23,7 @@ def check(config: VmConfig) -> None:
     _resolve_memory(config)
     _check_listeners(config)
     _check_devices(config)
+    _check_ports(config)
     _check_macs(config)
     _check_singles(config)
     _check_chardevs(config)
@@ -81,6 +82,10 @@ def _check_devices(config: VmConfig) -> None:
         if thread and config.objects.get(thread, {}).get("qom-type") != "iothread":
             raise ConfigError(f"-device {device.driver}: there is no iothread '{thread}'",
                               f"add -object iothread,id={thread}")
+        if "rng" in device.options:
+            from vmm.config.rng import check_rng
+
+            check_rng(config, device)
         netdev = device.options.get("netdev")
         if netdev is not None:
             _check_netdev(config, device.driver, netdev, netdevs)
@@ -94,6 +99,13 @@ def _check_devices(config: VmConfig) -> None:
             raise ConfigError(f"-device {device.driver}: the drive '{drive}' serves another "
                               "device already", "give each device its own drive")
         drives.add(drive)
+
+
+def _check_ports(config: VmConfig) -> None:
+    if any("max_ports" in device.options or "nr" in device.options for device in config.devices):
+        from vmm.config.ports import check_ports
+
+        check_ports(config)
 
 
 def _check_netdev(config: VmConfig, driver: str, netdev: str, taken: set[str]) -> None:

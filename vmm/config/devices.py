@@ -15,8 +15,7 @@ MAX_QUEUES = 32
 SERIAL_LIMIT = 20  # virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID
 
 # What StratoVirt has and we don't yet: refused by name.
-_LATER = ("virtio-balloon-device", "virtio-rng-device", "virtio-serial-device", "virtconsole",
-          "virtserialport", "virtio-blk-pci", "virtio-net-pci", "virtio-balloon-pci",
+_LATER = ("virtio-balloon-device", "virtio-blk-pci", "virtio-net-pci", "virtio-balloon-pci",
           "virtio-rng-pci", "virtio-serial-pci", "vhost-vsock-pci", "vhost-user-fs-pci",
           "vhost-user-blk-pci", "pcie-root-port", "vfio-pci")
 
@@ -83,6 +82,24 @@ def _read_folder(options: SubOptions) -> dict[str, str]:
     return read_folder(options)
 
 
+def _read_rng(options: SubOptions) -> dict[str, str]:
+    from vmm.config.rng import read_rng
+
+    return read_rng(options)
+
+
+def _read_bus(options: SubOptions) -> dict[str, str]:
+    from vmm.config.ports import read_bus
+
+    return read_bus(options)
+
+
+def _read_port(options: SubOptions) -> dict[str, str]:
+    from vmm.config.ports import read_port
+
+    return read_port(options)
+
+
 # Each driver, and who reads its own sub-options: what it returns is DeviceConfig.options. Those
 # that few command lines name live in modules that are imported then.
 DRIVERS: dict[str, Callable[[SubOptions], dict[str, str]]] = {
@@ -91,5 +108,9 @@ DRIVERS: dict[str, Callable[[SubOptions], dict[str, str]]] = {
     "virtio-net-device": _read_nic,
     "vhost-vsock-device": _read_vsock,
     "vhost-user-fs-device": _read_folder,
+    "virtio-rng-device": _read_rng,
+    "virtio-serial-device": _read_bus,
+    "virtconsole": _read_port,
+    "virtserialport": _read_port,
 }
-_PORTS: tuple[str, ...] = ()  # they sit on another device, and may name its bus
+_PORTS = ("virtconsole", "virtserialport")  # they sit on another device, and may name its bus

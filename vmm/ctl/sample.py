@@ -96,6 +96,9 @@ class Rates:
         if "packets" in grown:  # a NIC: even queues receive, odd ones send
             way = "out" if number % 2 else "in"
             counted = {f"{way}_count": grown["packets"], f"{way}_bytes": grown.get("bytes", 0)}
+        elif "chains" in grown:  # a small device, whose queues are numbered alike
+            way = "out" if number % 2 else "in"
+            counted = {f"{way}_count": grown["chains"], f"{way}_bytes": grown.get("bytes", 0)}
         else:
             counted = {"in_count": grown.get("reads", 0), "in_bytes": grown.get("read_bytes", 0),
                        "out_count": grown.get("writes", 0),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-
 from shared.virtio import net
 from vmm.devices.slot_device import SlotDevice
+from vmm.devices.worker_state import WorkerState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,44 +16,16 @@ if TYPE_CHECKING:
 _FOREIGN_FEATURES = net.BASE | net.UFO
 _CORE_FEATURES = net.F_MAC | net.F_STATUS
 
-# linux/fcntl.h
-_F_ADD_SEALS = 1033
-_F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1, 2, 4
 
+class NicState(WorkerState):
+    """What outlives a NIC's workers: what the driver has set over the control queue, and whether
+    the link is up."""
 
-class NicState:
-    """What outlives a NIC's workers: a file for what the driver has set over the control queue,
-    made when first needed, and whether the link is up."""
-
-    __slots__ = ("_fd", "link_up")
+    __slots__ = ("link_up",)
 
     def __init__(self, link_up: bool) -> None:
+        super().__init__("net-state", net.STATE_BYTES)
         self.link_up = link_up
-        self._fd = -1
-
-    def fileno(self) -> int:
-        """A sealed file of STATE_BYTES; stays ours.
-
-        :raises OSError: no memory, no descriptors.
-        """
-        if self._fd < 0:
-            fd = os.memfd_create("net-state", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(fd, net.STATE_BYTES)
-            # A worker that makes it shorter would kill its successor.
-            fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SEAL | _F_SEAL_SHRINK | _F_SEAL_GROW)
-            self._fd = fd
-        return self._fd
-
-    def forget(self) -> None:
-        """The driver has reset the device: the next worker begins afresh."""
-        if self._fd >= 0:
-            os.pwrite(self._fd, bytes(net.STATE_BYTES), 0)
-
-    def close(self) -> None:
-        """Harmless when closed."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
 
 class VirtioNet(SlotDevice):

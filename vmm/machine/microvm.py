@@ -245,6 +245,18 @@ def _folder() -> type[Part]:
     return FolderPart
 
 
+def _rng() -> type[Part]:
+    from vmm.rng.part import RngPart
+
+    return RngPart
+
+
+def _serial() -> type[Part]:
+    from vmm.console.part import SerialPart
+
+    return SerialPart
+
+
 # What each -device is; imported when the command line names it.
 PARTS: dict[str, Callable[[], type[Part]]] = {
     "virtio-blk-device": _disk,
@@ -252,4 +264,6 @@ PARTS: dict[str, Callable[[], type[Part]]] = {
     "virtio-net-device": _nic,
     "vhost-vsock-device": _vsock,
     "vhost-user-fs-device": _folder,
+    "virtio-rng-device": _rng,
+    "virtio-serial-device": _serial,
 }

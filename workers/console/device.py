@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-STATE_BYTES = int(lib.sv_console_state_size())
+assert lib.sv_console_state_size() <= console.STATE_BYTES
 assert lib.SV_CONSOLE_MAX_PORTS == console.MAX_PORTS
 assert lib.SV_CONSOLE_NAME_BYTES == console.MAX_NAME + 1
 
@@ -42,7 +42,7 @@ class ConsoleDevice(RingDevice):
     """One virtio-console device with several ports.
 
     :param page: a statistics page in writable memory, or None.
-    :param state: writable memory of STATE_BYTES that a successor goes on with, or None.
+    :param state: writable memory of console.STATE_BYTES that a successor goes on with, or None.
     """
 
     def __init__(self, ports: Sequence[Port], max_ports: int, queue_size: int,

@@ -7,8 +7,14 @@ import os
 import stat
 
 from shared.statistics import page_bytes
-from shared.virtio.console import MAX_NAME, MAX_PORTS, PORT_QUEUE_SIZE, queue_count
-from workers.console.device import STATE_BYTES, ConsoleDevice, Port
+from shared.virtio.console import (
+    MAX_NAME,
+    MAX_PORTS,
+    PORT_QUEUE_SIZE,
+    STATE_BYTES,
+    queue_count,
+)
+from workers.console.device import ConsoleDevice, Port
 from workers.errors import UsageError
 from workers.ring_service import RingService, integer
 
@@ -61,6 +67,12 @@ def parse_ports(options: Mapping[str, object], max_ports: int, fds: Mapping[str,
     return ports
 
 
+def _map_state(fd: int) -> mmap.mmap:
+    if os.fstat(fd).st_size < STATE_BYTES:
+        raise UsageError("A console worker's state is too short", f"{STATE_BYTES} bytes")
+    return mmap.mmap(fd, STATE_BYTES)
+
+
 class Service(RingService):
     """Everything that exists before the first byte of the front end is read.
 
@@ -81,7 +93,7 @@ class Service(RingService):
         device = ConsoleDevice(
             ports, max_ports, size,
             None if page is None else mmap.mmap(page, page_bytes("console", queues)),
-            None if state is None else mmap.mmap(state, STATE_BYTES), log)
+            None if state is None else _map_state(state), log)
         super().__init__("console", device, log)
         self._console = device
 
