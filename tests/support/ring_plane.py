@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -106,49 +105,3 @@ def rng_plane(source: int, max_bytes: int = 0, period: int = 0, size: int = 64,
     return RingPlane(lambda counters, error: lib.sv_rng_create(source, max_bytes, period, size,
                                                                counters, error),
                      "struct sv_rng_counters", **options)
-
-
-class ConsolePlane(RingPlane):
-    """A virtio-console device; `host[nr]` is the host's end of a port.
-
-    :param ports: by number: {"console", "open", "name", "cols", "rows"}.
-    :param before: a device that died, whose memory and sockets this one takes over.
-    """
-
-    def __init__(self, ports: dict[int, dict[str, Any]], max_ports: int = 4,
-                 state: object | None = None, before: ConsolePlane | None = None,
-                 **options: Any) -> None:
-        self.host: dict[int, socket.socket] = {}
-        self.ends: dict[int, socket.socket] = {}
-        if before is not None:
-            self.host, self.ends = before.host, before.ends
-            options["memory"] = before.memory
-        self.native = ffi.new("struct sv_console_port[]", max_ports)
-        for nr in range(max_ports):
-            self.native[nr].fd = -1
-        for nr, fields in ports.items():
-            self.native[nr].fd = self._connect(nr)
-            for name, value in fields.items():
-                setattr(self.native[nr], name, value)
-        super().__init__(
-            lambda counters, error: lib.sv_console_create(
-                self.native, max_ports, 128, counters,
-                ffi.NULL if state is None else ffi.cast("struct sv_console_state *", state),
-                error),
-            "struct sv_console_counters", 2 * max_ports + 2, **options)
-
-    def _connect(self, nr: int) -> int:
-        """The device's end of a port's socket."""
-        if nr not in self.host:
-            self.host[nr], self.ends[nr] = socket.socketpair()
-            self.host[nr].settimeout(10)
-        return self.ends[nr].fileno()
-
-    def set_open(self, nr: int, is_open: bool) -> int:
-        return int(lib.sv_console_set_open(self.device, nr, is_open))
-
-    def close(self) -> None:
-        if self.device:
-            super().close()
-            for end in (*self.host.values(), *self.ends.values()):
-                end.close()
