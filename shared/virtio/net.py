@@ -47,6 +47,8 @@ CONTROL_QUEUE_SIZE = 64
 # A file for what a driver has set over the control queue (struct sv_net_state; a test compares).
 STATE_BYTES = 4096
 
+HEADER_BYTES = 12  # 5.1.6, in front of each frame
+
 STATUS_LINK_UP = 1
 STATUS_ANNOUNCE = 2
 

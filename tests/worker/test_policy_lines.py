@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from socket import socketpair
+from socket import socket, socketpair
 
 import pytest
 
 from shared.memory_regions import MemoryRegion
 from shared.sandbox import policy
 from shared.vhost_user.frontend import Frontend
+from shared.virtio import net
 from tests.support.blk_worker import ROOT, USER_BASE, BlkWorker
+from tests.support.capabilities import require
 from tests.support.console_driver import ConsoleDriver
 from tests.support.guest_ring import (
     DISCARD,
@@ -29,6 +31,7 @@ from tests.support.guest_ring import (
     BlkRequest,
     GuestMemory,
 )
+from tests.support.net_namespace import NetNamespace
 from tests.support.policy_trace import Tracer, matches
 from tests.support.ring_worker import Nest, RingWorker
 from tests.worker.test_blk_device import loop_device  # noqa: F401  a fixture
@@ -39,6 +42,7 @@ from vmm.worker.process import WorkerProcess
 pytestmark = pytest.mark.worker
 
 SIZE = 1 << 20
+MAC = b"\x52\x54\0\x12\x34\x56"
 
 
 class Driven(BlkWorker):
@@ -162,7 +166,7 @@ def test_null_needs_each_line(tmp_path: Path) -> None:
         for _ in range(2):
             ours, theirs = socketpair()
             served: list[str] = []
-            worker.orders.send("serve", served.append, [theirs.fileno()], queues=1,
+            worker.orders.send("serve", served.append, [theirs.fileno()], queues=1, device="blk",
                                **{"queue-size": 64})
             until(loop, partial(bool, served))
             assert served == [""]
@@ -170,6 +174,13 @@ def test_null_needs_each_line(tmp_path: Path) -> None:
             slot = Slot(worker, ours.detach())
             load(slot, IOERR)
             slot.frontend.close()
+        ours, theirs = socketpair()
+        state = state_file()
+        worker.orders.send("serve", lambda problem: None, [theirs.fileno(), state], queues=1,
+                           device="net", mac=MAC, **{"queue-size": 64})
+        theirs.close()
+        drive_nic(RingWorker(ours.detach()), None)
+        os.close(state)
         nursery.close()
         calls = tracer.calls([leader])
     finally:
@@ -178,6 +189,64 @@ def test_null_needs_each_line(tmp_path: Path) -> None:
         loop.close()
     assert len(calls) > 100
     check_lines("null", calls, only="seccomp.policy")
+
+
+def state_file() -> int:
+    """What a NIC's workers share."""
+    fd = os.memfd_create("state")
+    os.ftruncate(fd, net.STATE_BYTES)
+    return fd
+
+
+def drive_nic(worker: RingWorker, peer: socket | None) -> None:
+    """Frames both ways (one, as nobody sends any to a NIC without a tap), a command, a change."""
+    worker.connect(net.slot_features(1))
+    memory = worker.memory
+    receive, transmit, control = (worker.start(index, 64) for index in range(3))
+    frame = memory.alloc(net.HEADER_BYTES + 60, 16)
+    memory.write(frame, bytes(net.HEADER_BYTES) + b"\xff" * 12 + bytes(48))
+    worker.offer(2048, 0)
+    transmit.add([(frame, net.HEADER_BYTES + 60, False)])
+    transmit.publish()
+    transmit.wait_used(1)
+    if peer is not None:
+        assert len(peer.recv(2048)) == 60
+        peer.send(b"\xff" * 60)
+        receive.wait_used(1)
+    command = memory.alloc(4, 16)
+    memory.write(command, bytes((0, 0, 1, 0xFF)))  # CTRL_RX, PROMISC, on
+    control.add([(command, 3, False), (command + 3, 1, True)])
+    control.publish()
+    control.wait_used(1)
+    assert memory.read(command + 3, 1) == b"\0"
+    for index in (1, 2):
+        worker.frontend.get_vring_base(index)
+    change_rings(worker)
+    worker.frontend.close()
+
+
+def test_net_needs_each_line(tmp_path: Path) -> None:
+    require("net_admin")
+    space = NetNamespace()
+    try:
+        taps = space.tap("t0")
+        peer = space.packet_socket("t0")
+
+        def drive(nest: Nest) -> list[WorkerProcess]:
+            state = state_file()
+            process = nest.spawn("net", {"tap0": taps[0], "state": state}, {
+                "control": True, "num-queues": 3, "queue-size": 64, "mac": MAC})
+            os.close(state)
+            assert nest.order(process, "link", up=True) == ""
+            drive_nic(RingWorker(process.take_socket()), peer)
+            nest.gone(process)
+            return [process]
+
+        traced(tmp_path, "net", drive)
+        peer.close()
+        os.close(taps[0])
+    finally:
+        space.close()
 
 
 def traced(tmp_path: Path, kind: str, drive: Callable[[Nest], Sequence[WorkerProcess]]) -> None:
