@@ -142,12 +142,20 @@ def test_a_failing_device_fails_the_flush_of_what_was_cached(bad_disk: Path, aio
 def test_many_errors_make_few_reports(image: Path, aio: str) -> None:
     slot = Slot(image, aio=aio)
     os.truncate(image, 0)
+    began = time.monotonic()
     for at in range(500):
         assert slot.request(IN, at, room=512).status == IOERR
-    first = next_report(slot, "io-error")
-    second = next_report(slot, "io-error")
-    assert first["operation"] == second["operation"] == "read"
-    assert int(str(first["count"])) + int(str(second["count"])) == 500
+    took = time.monotonic() - began
+    # The first one at once, then one a second: on a busy machine what is left at the first look
+    # may be nothing, or more than a second's.
+    began, told, reports = time.monotonic(), 0, 0
+    while told < 500:
+        report = next_report(slot, "io-error")
+        assert report["operation"] == "read"
+        told += int(str(report["count"]))
+        reports += 1
+    assert told == 500
+    assert reports <= 2 + took + time.monotonic() - began
     slot.close()
 
 
