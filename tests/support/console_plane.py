@@ -31,6 +31,7 @@ class ConsolePlane(RingPlane):
         if before is not None:
             self.host, self.ends = before.host, before.ends
             options["memory"] = before.memory
+        self._state = state  # held as long as the data plane writes to it
         self.native = ffi.new("struct sv_console_port[]", max_ports)
         for nr in range(max_ports):
             self.native[nr].fd = -1

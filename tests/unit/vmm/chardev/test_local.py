@@ -184,6 +184,7 @@ def test_lines_for_the_log(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[str] = []
     monkeypatch.setattr(log, "info", logged.append)
     chardev = rig.make("redirect-to-log")
+    assert chardev.connected
     chardev.write(b"first\r\nsec")
     chardev.write(b"ond\n\xff\n")
     assert logged == ["console c0: first", "console c0: second", "console c0: \ufffd"]

@@ -51,6 +51,18 @@ def test_a_server_serves_one_after_the_other(rig: Rig, path: str) -> None:
     assert not os.path.exists(path)
 
 
+def test_who_comes_and_leaves_is_told(rig: Rig, path: str) -> None:
+    chardev = rig.make("socket", path=path, server=True)
+    seen: list[bool] = []
+    chardev.on_connection = lambda: seen.append(chardev.connected)
+    for _ in range(2):
+        client = connect(path)
+        rig.run_until(lambda: chardev.connected)
+        client.close()
+        rig.run_until(lambda: not chardev.connected)
+    assert seen == [True, False, True, False]
+
+
 def test_input_that_is_not_taken_waits(rig: Rig, path: str) -> None:
     rig.room = 3
     chardev = rig.make("socket", path=path, server=True)
