@@ -345,9 +345,9 @@ class Vm:
 
     def _watch_slot(self, slot: Slot) -> None:
         """A slot's device always gets a back end again."""
-        if not slot.replaceable:
+        if not slot.replaceable and not slot.device.has_null:
             return
-        device = slot.vhost
+        device = slot.answered
         if device.on_lost is None:
             device.on_lost = _nothing_lost
         device.on_needed = lambda: self.loop.call_soon(lambda: self.hotplug.needed(slot))
@@ -395,6 +395,7 @@ class Vm:
         """No worker serves the device any more: the null back end answers with I/O errors."""
         def attached(error: Exception | None) -> None:
             if error is not None:
+                device.vhost.on_lost = None  # nobody waits for another back end: `stop` goes on
                 device.device.on_failure(f"The device {device.id} is given up, and nobody answers "
                                          f"for it: {error}")
 

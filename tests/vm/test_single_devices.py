@@ -48,6 +48,13 @@ def kill_worker(vm: TestVm, kind: str) -> None:
     wait_until(lambda: len(events(vm, "WORKER_RESTARTED")) > before, "another worker")
 
 
+def give_up(vm: TestVm, kind: str) -> None:
+    """Kill its workers until no other one comes."""
+    while not events(vm, "WORKER_GIVEN_UP"):
+        for pid in children(vm.process.pid, f"sv-{kind[:3]}"):
+            kill(pid)
+
+
 # ---- random bytes ----------------------------------------------------------------------------
 
 def test_random_bytes(start_vm: Start) -> None:
@@ -254,9 +261,8 @@ def test_the_guest_opens_nothing_again(consoles: Consoles) -> None:
     serial = consoles.connect("ser")
     consoles.messages(1)
     vm.qmp.command("stop")
-    kill(worker(vm, "console")["pid"])
     serial.send(b"typed")
-    wait_until(lambda: worker(vm, "console")["restarts"] == 1, "another worker")
+    kill_worker(vm, "console")
     vm.qmp.command("cont")
     assert vm.guest("con.read 2 5").text.endswith("text=typed")
     serial.close()
@@ -285,6 +291,39 @@ def test_a_driver_that_knows_of_one_port(consoles: Consoles) -> None:
     assert read(console, 5) == b"early"
     console.send(b"typed")
     assert vm.guest("con.read 0 5").text.endswith("text=typed")
+
+
+def test_a_console_that_is_given_up(consoles: Consoles) -> None:
+    """What is written is dropped, at once: nothing of the guest hangs."""
+    vm = consoles.vm
+    consoles.set_up()
+    consoles.messages(3)
+    serial = consoles.connect("ser")
+    consoles.messages(1)
+    give_up(vm, "console")
+    assert vm.guest("con.flood 2 200").ok
+    assert vm.guest("con.flood 0 200").ok
+    # As a driver that begins again: it has no ports, but goes on.
+    assert vm.guest("con.init").ok
+    consoles.tell(0, 0, 1)
+    assert vm.guest("con.write 0 lost").ok
+    serial.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        serial.recv(1)
+
+
+def test_random_bytes_that_are_given_up(start_vm: Start) -> None:
+    """Nobody can answer for them: the guest sees that the device has failed. The VM goes on."""
+    vm = start_vm(*RNG, "virtio-rng-device,rng=r,id=rng0")
+    assert not events(vm, "WORKER_CRASHED")
+    assert vm.guest("rng.init").ok
+    give_up(vm, "rng")
+    wait_until(lambda: "nobody answers for it" in vm.error_text(), "the last word")
+    assert vm.guest("echo").ok
+    vm.qmp.command("stop")
+    vm.qmp.command("cont")
+    vm.qmp.command("quit")
+    assert vm.wait() == 0
 
 
 def test_a_hang_ends_with_the_worker(consoles: Consoles) -> None:

@@ -8,6 +8,8 @@ from vmm.devices.vhost_user import VhostUserDevice
 class SlotDevice(VhostUserDevice):
     """A device of a slot, for the whole life of the VM."""
 
+    has_null = True
+
     def show_empty(self) -> None:
         """Nobody is here: the config space says so from now on."""
         raise NotImplementedError
@@ -17,8 +19,3 @@ class SlotDevice(VhostUserDevice):
 
         :raises BackendError: the back end doesn't answer.
         """
-
-    def null_order(self) -> tuple[dict[str, object], list[int]]:
-        """What the null worker must know to answer for this device, and descriptors, which stay
-        the device's."""
-        raise NotImplementedError

@@ -81,7 +81,7 @@ class VirtioBlk(SlotDevice):
         self.read_config(0, CONFIG_SIZE)
 
     def null_order(self) -> tuple[dict[str, object], list[int]]:
-        """See `SlotDevice.null_order`."""
+        """See `VirtioDevice.null_order`."""
         return {"device": "blk", "queues": len(self.queue_sizes),
                 "queue-size": max(self.queue_sizes)}, []
 

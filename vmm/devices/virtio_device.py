@@ -38,6 +38,7 @@ class VirtioDevice:
     device_id: int  # virtio 1.2, 5: 1 net, 2 block, 5 balloon, ...
     id: str  # the user's id, or one that we made up; names the device in errors
     queue_sizes: Sequence[int]  # QueueSizeMax a queue
+    has_null = False  # the null back end can answer for it: a VhostUserDevice with `null_order`
 
     on_config_change: Callable[[], None]  # set by the transport: raise a config interrupt
     on_failure: Callable[[str], None]  # set by the transport: set DEVICE_NEEDS_RESET
@@ -79,6 +80,11 @@ class VirtioDevice:
     def is_in_use(self) -> bool:
         """A driver has started the device, and to stop it may take a while."""
         return False
+
+    def null_order(self) -> tuple[dict[str, object], list[int]]:
+        """What the null worker must know to answer for this device, and descriptors, which stay
+        the device's. Only where `has_null`."""
+        raise NotImplementedError
 
     def abort(self) -> None:
         """End every wait for a back end, now and in future. Any thread; never waits."""

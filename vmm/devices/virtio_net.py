@@ -76,7 +76,7 @@ class VirtioNet(SlotDevice):
         self.on_config_change()
 
     def null_order(self) -> tuple[dict[str, object], list[int]]:
-        """See `SlotDevice.null_order`."""
+        """See `VirtioDevice.null_order`."""
         return {"device": "net", "queues": self.pairs, "queue-size": max(self.queue_sizes),
                 "mac": self.mac}, [self.nic_state.fileno()]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from vmm.devices.slot_device import SlotDevice
+    from vmm.devices.vhost_user import VhostUserDevice
     from vmm.machine.family import Family, Node
     from vmm.machine.machine import Machine
     from vmm.machine.slots import Slot
@@ -332,7 +332,7 @@ class Hotplug:
 
         self._vm.off_loop(work, ended)
 
-    def _back_to_null(self, device: SlotDevice, done: Done) -> None:
+    def _back_to_null(self, device: VhostUserDevice, done: Done) -> None:
         if device.is_in_use() and device.is_without_backend():
             self._null.attach(device, done)
         else:
@@ -369,7 +369,7 @@ class Hotplug:
         if slot.occupant is not None and self._vm.supervisor.brings_worker(slot.occupant):
             done(None)
         else:
-            self._back_to_null(slot.vhost, done)
+            self._back_to_null(slot.answered, done)
 
     def give_up(self, device: Device, done: Done) -> None:
         """In its turn: nobody but the null back end serves this device from now on."""
@@ -377,11 +377,11 @@ class Hotplug:
             done(None)  # it went meanwhile
             return
         slot = self._machine.slots[device.slot]
-        if slot.family is None:
+        if not slot.device.has_null:
             done(DeviceError("nobody else can answer for it"))
             return
         self._vm.off_loop(lambda: device.vhost.lost("it is given up"),
-                          lambda _: self._null.attach(slot.vhost, done))
+                          lambda _: self._null.attach(slot.answered, done))
 
 
 def _log_failure(error: Exception | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
     from vmm.devices.slot_device import SlotDevice
+    from vmm.devices.vhost_user import VhostUserDevice
     from vmm.devices.virtio_device import VirtioDevice
     from vmm.machine.family import Family
     from vmm.machine.machine import Device
@@ -40,6 +41,11 @@ class Slot:
     def vhost(self) -> SlotDevice:
         """The device of a slot in a family."""
         assert self.family is not None
+        return self.device  # type: ignore[return-value]
+
+    @property
+    def answered(self) -> VhostUserDevice:
+        """The device of a slot where the null back end can answer (`has_null`)."""
         return self.device  # type: ignore[return-value]
 
     @property

@@ -13,7 +13,7 @@ TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.devices.slot_device import SlotDevice
+    from vmm.devices.vhost_user import VhostUserDevice
     from vmm.vm import Vm
     from vmm.worker.process import WorkerProcess
 
@@ -32,7 +32,7 @@ class NullBackend:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self._worker: WorkerProcess | None = None
-        self._served: list[SlotDevice] = []
+        self._served: list[VhostUserDevice] = []
         self._budget = BUDGET
         self._refilled = time.monotonic()
 
@@ -41,7 +41,7 @@ class NullBackend:
         """The process, once there is one."""
         return self._worker
 
-    def connect(self, device: SlotDevice) -> int:
+    def connect(self, device: VhostUserDevice) -> int:
         """A connection for this device, which can be given messages at once.
 
         :raises WorkerSpawnError: the worker can't be had.
@@ -65,7 +65,7 @@ class NullBackend:
             self._served.append(device)
         return ours.detach()
 
-    def attach(self, device: SlotDevice, done: Done) -> None:
+    def attach(self, device: VhostUserDevice, done: Done) -> None:
         """Have it serve a device whose back end is gone, or never was.
 
         `done(error)` is called on the main loop.
@@ -78,7 +78,7 @@ class NullBackend:
         self._vm.off_loop(lambda: device.replace_backend(fd, time.monotonic() + CONNECT_LIMIT,
                                                          drain=False), done)
 
-    def release(self, device: SlotDevice) -> None:
+    def release(self, device: VhostUserDevice) -> None:
         """Somebody else serves the device now."""
         if device in self._served:
             self._served.remove(device)
@@ -107,11 +107,11 @@ class NullBackend:
             else:
                 self._revive_in_turn(device)
 
-    def _revive_in_turn(self, device: SlotDevice) -> None:
+    def _revive_in_turn(self, device: VhostUserDevice) -> None:
         # A disk may be coming to this slot right now.
         self._vm.hotplug.take_turn(lambda done: self._revive(device, done), _log_failure)
 
-    def _revive(self, device: SlotDevice, done: Done) -> None:
+    def _revive(self, device: VhostUserDevice, done: Done) -> None:
         def detached(error: Exception | None) -> None:
             if error is None:
                 self.release(device)

@@ -67,7 +67,11 @@ def parse_ports(options: Mapping[str, object], max_ports: int, fds: Mapping[str,
     return ports
 
 
-def _map_state(fd: int) -> mmap.mmap:
+def map_state(fd: int) -> mmap.mmap:
+    """What a predecessor left.
+
+    :raises UsageError: the file is too short.
+    """
     if os.fstat(fd).st_size < STATE_BYTES:
         raise UsageError("A console worker's state is too short", f"{STATE_BYTES} bytes")
     return mmap.mmap(fd, STATE_BYTES)
@@ -93,7 +97,7 @@ class Service(RingService):
         device = ConsoleDevice(
             ports, max_ports, size,
             None if page is None else mmap.mmap(page, page_bytes("console", queues)),
-            None if state is None else _map_state(state), log)
+            None if state is None else map_state(state), log)
         super().__init__("console", device, log)
         self._console = device
 

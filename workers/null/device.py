@@ -1,17 +1,20 @@
 """Devices that aren't there. A disk: every read and write is an I/O error, at once. A NIC: what is
-sent is dropped, nothing is received, and what the driver sets is kept for whoever comes.
+sent is dropped, nothing is received, and what the driver sets is kept for whoever comes. A console:
+what is written is dropped.
 
-They are the blk worker's data plane on an image of no bytes and the net worker's on no tap, so
-that rings, requests in flight and hostile drivers are dealt with by the same code.
+They are the blk worker's data plane on an image of no bytes, the net worker's on no tap and the
+console worker's without a port, so that rings, requests in flight and hostile drivers are dealt
+with by the same code.
 """
 
 from __future__ import annotations
 
 import os
 
-from shared.virtio import blk, net
+from shared.virtio import blk, console, net
 from workers.blk.device import MAX_QUEUES, BlkDevice
 from workers.blk.disk import Disk
+from workers.console.device import ConsoleDevice
 from workers.errors import UsageError
 from workers.net.device import NetDevice
 
@@ -60,6 +63,21 @@ class NullNic(NetDevice):
     def features(self) -> int:
         """Whatever a driver may have acknowledged to who was here before."""
         return net.SLOT_BACKEND_FEATURES
+
+
+class NullConsole(ConsoleDevice):
+    """The console device of a worker that was given up.
+
+    :param max_ports, queue_size: those of the device that was there.
+    :param state: its memory of the driver, writable.
+    """
+
+    def __init__(self, max_ports: int, queue_size: int, state: object,
+                 log: Callable[[str], None]) -> None:
+        if not 1 <= max_ports <= console.MAX_PORTS or not 2 <= queue_size <= MAX_QUEUE_SIZE:
+            raise UsageError(f"A null back end with {max_ports} ports and queues of {queue_size}",
+                             f"1 to {console.MAX_PORTS} of 2 to {MAX_QUEUE_SIZE}")
+        super().__init__((), max_ports, queue_size, None, state, log)
 
 
 def empty_image() -> int:

@@ -11,9 +11,10 @@ import select
 
 from shared.errors import StratovirtError
 from shared.vhost_user.backend import Backend
+from workers.console.service import map_state as map_console_state
 from workers.errors import UsageError
 from workers.net.service import map_state
-from workers.null.device import NullDisk, NullNic, empty_image
+from workers.null.device import NullConsole, NullDisk, NullNic, empty_image
 from workers.startup import confine
 
 TYPE_CHECKING = False
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from workers.nursery import Reporter
 
+    NullDevice = NullDisk | NullNic | NullConsole
+
 MAX_CONNECTIONS = 64
 MAC_BYTES = 6
 
@@ -29,7 +32,7 @@ MAC_BYTES = 6
 class Connection:
     """One slot's."""
 
-    def __init__(self, device: NullDisk | NullNic, fd: int, log: Callable[[str], None]) -> None:
+    def __init__(self, device: NullDevice, fd: int, log: Callable[[str], None]) -> None:
         self.device = device
         self.backend = Backend(device, fd, log)
 
@@ -90,7 +93,7 @@ class Service:
         self._connections[fd] = connection
         self._poll.register(fd, select.POLLIN)
 
-    def _make_device(self, message: Mapping[str, object], fds: list[int]) -> NullDisk | NullNic:
+    def _make_device(self, message: Mapping[str, object], fds: list[int]) -> NullDevice:
         queues, size, mac = (message.get(name) for name in ("queues", "queue-size", "mac"))
         if isinstance(queues, int) and isinstance(size, int):
             if message.get("device") == "blk" and len(fds) == 1:
@@ -98,6 +101,8 @@ class Service:
             if (message.get("device") == "net" and len(fds) == 2 and isinstance(mac, bytes)
                     and len(mac) == MAC_BYTES):
                 return NullNic(queues, size, mac, map_state(fds[1]), self._reporter.log)
+            if message.get("device") == "console" and len(fds) == 2:
+                return NullConsole(queues, size, map_console_state(fds[1]), self._reporter.log)
         raise UsageError(f"A null worker can't be this: {message!r:.200}")
 
     def close(self) -> None:

@@ -107,7 +107,8 @@ class Stuck:
             is_without_backend=lambda: True, rename=lambda name: None,
             show_empty=lambda: self.calls.append("empty"), on_config_change=lambda: None)
         family = SimpleNamespace(nodes=lambda machine: {})
-        self.slot = SimpleNamespace(number=1, device=self.device, vhost=self.device,
+        self.slot = SimpleNamespace(number=1, device=self.device, answered=self.device,
+                                    vhost=self.device,
                                     replaceable=True, occupant=None, family=family,
                                     empty_name="#block.1")
         self.slot.occupant = SimpleNamespace(id="d", worker=self.worker, kind=self.kind,
