@@ -211,6 +211,70 @@ def test_a_worker_with_all_ports(host: Host) -> None:
             end.close()
 
 
+# ---- nobody serves it any more ---------------------------------------------------------------
+
+def serve_null(host: Host, process: WorkerProcess, device: str = "console", queues: object = 4,
+               size: object = 128, state: bool = True) -> tuple[socket.socket, str]:
+    """Have a null worker take a connection; our end, and what it says."""
+    ours, theirs = socket.socketpair()
+    answers: list[str] = []
+    process.orders.send("serve", answers.append,
+                        [theirs.fileno(), *([host.state] if state else [])], device=device,
+                        queues=queues, **{"queue-size": size})
+    theirs.close()
+    host.nest.until(lambda: bool(answers))
+    return ours, answers[0]
+
+
+def test_a_null_worker_takes_what_is_written(host: Host) -> None:
+    """From a driver that has opened everything long ago, and from one that begins."""
+    process = host.spawn()
+    worker, driver = connect(process)
+    driver.begin(0, 2)
+    driver.set_up(0, 2)
+    driver.messages(4)
+    process.kill()
+    host.nest.gone(process)
+    worker.frontend.close()
+    null = host.nest.nursery.spawn("null", "#null", {}, {})
+    ours, answer = serve_null(host, null)
+    assert answer == ""
+    successor = RingWorker(ours.detach(), worker.memory, worker.rings)
+    successor.connect()
+    for index, ring in driver.rings.items():
+        successor.start(index, base=ring.used_idx, ring=ring)
+    host.here[2].send(b"typed")
+    for nr in (0, 2):
+        driver.write(nr, b"nobody hears")
+    driver.send(0)
+    assert driver.used(2) == []
+    host.here[2].settimeout(0)
+    with pytest.raises(BlockingIOError):
+        host.here[2].recv(1)
+    assert null.state == "running"
+    successor.frontend.close()
+
+
+@pytest.mark.parametrize("fields", [
+    {"queues": 0}, {"queues": 32}, {"queues": "4"}, {"size": 1}, {"size": 2048}, {"size": None},
+    {"state": False}, {"device": "rng"}])
+def test_what_a_null_worker_can_not_be(host: Host, fields: dict[str, Any]) -> None:
+    null = host.nest.nursery.spawn("null", "#null", {}, {})
+    ours, answer = serve_null(host, null, **fields)
+    assert answer
+    assert ours.recv(1) == b""  # nobody is there
+    ours.close()
+    assert null.state == "running"
+
+
+def test_a_null_worker_with_a_state_that_is_too_short(host: Host) -> None:
+    os.ftruncate(host.state, 10)
+    null = host.nest.nursery.spawn("null", "#null", {}, {})
+    ours, answer = serve_null(host, null)
+    assert "too short" in answer
+    ours.close()
+
+
 def test_it_does_not_run_alone() -> None:
     done = subprocess.run([sys.executable, "-m", "workers.console"], cwd=ROOT, text=True,
                           capture_output=True, timeout=30, check=False)
