@@ -114,6 +114,7 @@ REFUSED: list[tuple[str, tuple[object, ...]]] = [
     ("ioctl", (0, 0x5412, 0)), ("ioctl", (0, 0x541D, 0)), ("ioctl", (0, 0x1260, 0)),
     ("ioctl", (0, 0xAE01, 0)), ("ioctl", (0, 0x400454CA, 0)),
     ("fcntl", (0, 4, 0)), ("fcntl", (0, 8, 1)), ("fcntl", (0, 37, 0)), ("fcntl", (0, 1024, 1)),
+    ("madvise", (0, 4096, 9)), ("madvise", (0, 4096, 8)), ("madvise", (0, 4096, 23)),
     ("fallocate", (0, 8, 0, 4096)), ("fallocate", (0, 0, 0, 4096)), ("fallocate", (0, 32, 0, 4096)),
     ("newfstatat", (-100, b"/etc/passwd", 0, 0)), ("tgkill", (1, 1, 9)), ("tgkill", (1, 1, 19)),
 ]
