@@ -35,7 +35,7 @@ BUNDLES = {
     ),
     "workers": (
         ("workers.nursery", "workers.blk.worker", "workers.net.worker", "workers.null.worker",
-         "workers.rng.worker", "workers.console.worker"),
+         "workers.rng.worker", "workers.console.worker", "workers.balloon.worker"),
     ),
 }
 

@@ -77,7 +77,7 @@ class Record:
 _BLK_TIMED = ("read", "write", "flush", "unmap")  # unmap: discard and write zeroes
 # struct sv_ring_counters, with which the records of small devices begin (native/ring).
 _RING = ("chains", "calls", "kicks", "broken")
-KINDS = {"blk": 1, "net": 2, "rng": 3, "console": 4}
+KINDS = {"blk": 1, "net": 2, "rng": 3, "console": 4, "balloon": 5}
 RECORDS = {
     # struct sv_blk_counters: requests by kind, bytes that were moved, requests that ended in an
     # error, ..., `failed_*` by the host, `invalid_*` by the driver's own mistake, `*_ns` the sum
@@ -95,6 +95,10 @@ RECORDS = {
     "rng": Record((*_RING, "bytes", "throttled", "starved", "errors"), ()),
     # struct sv_console_counters.
     "console": Record((*_RING, "bytes", "unheard", "waits", "errors"), ()),
+    # struct sv_balloon_counters; pages are of 4 KiB.
+    "balloon": Record((*_RING, "inflated_pages", "deflated_pages", "reported_pages",
+                       "removed_bytes", "removals", "failed_bytes", "refused_pages", "reports"),
+                      ()),
 }
 
 

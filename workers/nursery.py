@@ -87,14 +87,15 @@ class Reporter:
 
 def entries() -> dict[str, Entry]:
     """What each kind of worker runs; importing it here is what makes a clone cheap."""
+    from workers.balloon.worker import run as run_balloon
     from workers.blk.worker import run as run_blk
     from workers.console.worker import run as run_console
     from workers.net.worker import run as run_net
     from workers.null.worker import run as run_null
     from workers.rng.worker import run as run_rng
 
-    return {"blk": run_blk, "console": run_console, "net": run_net, "null": run_null,
-            "rng": run_rng}
+    return {"balloon": run_balloon, "blk": run_blk, "console": run_console, "net": run_net,
+            "null": run_null, "rng": run_rng}
 
 
 class Nursery:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from workers.ring_device import RingDevice
 
 
+LATER = object()  # what `obey` returns for an order that takes its time
+
+
 def integer(kind: str, options: Mapping[str, object], name: str, default: int, low: int,
             high: int) -> int:
     """The option as a number.
@@ -40,9 +43,10 @@ class RingService:
         self._kind = kind
         self._log = log
 
-    def obey(self, order: Mapping[str, object]) -> None:
+    def obey(self, order: Mapping[str, object]) -> object:
         """Do what the core asks for.
 
+        :return: LATER: the kind answers it when it is done; else it is answered now.
         :raises StratovirtError: it can't be done; the core is told why.
         """
         raise UsageError(f"A {self._kind} worker knows no {order.get('type')!r}")
@@ -90,8 +94,8 @@ class RingService:
         """Every order is answered with its serial."""
         serial = order.get("serial")
         try:
-            self.obey(order)
-            control.tell("done", serial=serial)
+            if self.obey(order) is not LATER:
+                control.tell("done", serial=serial)
         except StratovirtError as error:
             control.tell("failed", serial=serial, text=str(error))
 

@@ -83,3 +83,36 @@ struct sv_ring_device *sv_console_create(const struct sv_console_port *ports,
 int sv_console_set_open(struct sv_ring_device *device, unsigned int nr, bool open);
 int sv_console_set_size(struct sv_ring_device *device, unsigned int nr, uint16_t cols,
 			uint16_t rows);
+
+// ---- balloon ----------------------------------------------------------------------------------
+
+#define SV_BALLOON_QUEUES ...
+#define SV_BALLOON_MAX_PFNS ...
+#define SV_BALLOON_MAX_ENTRIES ...
+#define SV_BALLOON_TAGS ...
+
+struct sv_balloon_counters {
+	struct sv_ring_counters ring;
+	uint64_t inflated_pages;
+	uint64_t deflated_pages;
+	uint64_t reported_pages;
+	uint64_t removed_bytes;
+	uint64_t removals;
+	uint64_t failed_bytes;
+	uint64_t refused_pages;
+	uint64_t reports;
+	...;
+};
+
+struct sv_balloon_news {
+	bool told;
+	uint32_t present;
+	uint64_t values[...];
+	int error;
+	...;
+};
+
+struct sv_ring_device *sv_balloon_create(unsigned int queue_size,
+					 struct sv_balloon_counters *counters, int *error);
+int sv_balloon_ask(struct sv_ring_device *device);
+void sv_balloon_take(struct sv_ring_device *device, struct sv_balloon_news *news);

@@ -75,6 +75,7 @@ int sv_memory_add(struct sv_memory *memory, uint64_t guest_addr, uint64_t size, 
 		.host = (uint8_t *)mapping + slack,
 		.mapping = mapping,
 		.mapping_size = length,
+		.page_size = unit,
 	};
 	// The entry before the count that makes ring threads look at it.
 	__atomic_store_n(&memory->count, memory->count + 1, __ATOMIC_RELEASE);

@@ -14,6 +14,7 @@ struct sv_region {
 	uint8_t *host;      // where guest_addr is in this process
 	void *mapping;      // what was mapped: page aligned, at or below host
 	size_t mapping_size;
+	uint64_t page_size; // of the mapping: huge pages have their own
 };
 
 // Ring threads read the table without a lock: adding publishes a finished entry through

@@ -27,6 +27,7 @@ PYTHON = {
     "workers/null": {"shared", "native._dataplane", "native._sandbox", "cbor2",
                      "workers.blk.device", "workers.blk.disk", "workers.console.device",
                      "workers.console.service", "workers.net.device", "workers.net.service"},
+    "workers/balloon": {"shared", "native._devices", "native._sandbox"},
     "native": {"cffi"},
 }
 # What every worker may import of workers/.
@@ -52,7 +53,8 @@ C = {
     "ring": {"include", "virtq"},
     "rng": {"include", "virtq", "ring", "limit"},
     "console": {"include", "virtq", "ring"},
-    "devices": {"ring", "rng", "console"},
+    "balloon": {"include", "virtq", "ring"},
+    "devices": {"ring", "rng", "console", "balloon"},
     "sandbox": {"include"},
 }
 

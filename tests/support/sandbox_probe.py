@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from workers.nursery import Reporter
 
 AT_FDCWD = -100
-SMALL_KINDS = ("rng", "console")
+SMALL_KINDS = ("balloon", "console", "rng")
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 

@@ -324,6 +324,35 @@ def test_console_needs_each_line(tmp_path: Path) -> None:
     there.close()
 
 
+def test_balloon_needs_each_line(tmp_path: Path) -> None:
+    def drive(nest: Nest) -> list[WorkerProcess]:
+        process = nest.spawn("balloon", {}, {"num-queues": 5})
+        worker = RingWorker(process.take_socket())
+        worker.connect()
+        inflate = worker.start(0, size=16)
+        statistics = worker.start(2, size=16)
+        page = worker.memory.alloc(4096)
+        worker.memory.write(page, (page // 4096).to_bytes(4, "little"))
+        inflate.add([(page, 4, False)])
+        inflate.publish()
+        inflate.wait_used(1)
+        statistics.add([(page, 10, False)])
+        statistics.publish()
+        answers: list[str] = []
+        process.orders.send("stats", answers.append)
+        statistics.wait_used(1)
+        statistics.add([(page, 10, False)])
+        statistics.publish()
+        nest.until(lambda: answers == [""])
+        change_rings(worker)
+        nest.order(process, "unknown")
+        worker.frontend.close()
+        nest.gone(process)
+        return [process]
+
+    traced(tmp_path, "balloon", drive)
+
+
 def check_lines(kind: str, calls: Sequence[tuple[str, list[int]]], only: str = "") -> None:
     """No call without a line; no line without a call, in the policy's own file or all of them."""
     rules = policy.load(str(ROOT / f"workers/{kind}/seccomp.policy"))

@@ -16,6 +16,8 @@ from vmm.worker.nursery import Nursery
 
 pytestmark = pytest.mark.worker
 
+MADV_REMOVE = 9
+
 # What no small device may do; for what no worker may see test_sandbox.py.
 REFUSED: list[tuple[str, tuple[object, ...]]] = [
     ("openat", (-100, "/etc/passwd", 0, 0)), ("openat2", (-100, "/", 0, 0)),
@@ -70,10 +72,23 @@ def test_forbidden_system_calls_end_the_worker(nursery: Nursery, kind: str, name
 
 
 @pytest.mark.parametrize(("kind", "name", "arguments"), [
-    ("rng", "writev", (1, 0, 0)), ("rng", "fallocate", (0, 3, 0, 4096))])
+    ("rng", "writev", (1, 0, 0)), ("rng", "fallocate", (0, 3, 0, 4096)),
+    ("rng", "madvise", (0, 4096, MADV_REMOVE)), ("balloon", "readv", (1, 0, 0)),
+    ("balloon", "writev", (1, 0, 0)), ("balloon", "fallocate", (0, 3, 0, 4096))])
 def test_what_another_kind_may(nursery: Nursery, kind: str, name: str,
                                arguments: tuple[object, ...]) -> None:
     assert attempt(nursery, kind, name, *arguments) == name
+
+
+@pytest.mark.parametrize("kind", SMALL_KINDS)
+@pytest.mark.parametrize("advice", [3, 8, 10, 12, 14, 20, 21, 22, 23, 25, 100, 101, 0x7FFFFFFF])
+def test_memory_is_given_back_and_nothing_else(nursery: Nursery, kind: str, advice: int) -> None:
+    """WILLNEED, FREE, DONTFORK, MERGEABLE, HUGEPAGE, COLD, …: nobody's need."""
+    assert attempt(nursery, kind, "madvise", 0, 4096, advice) == "madvise"
+
+
+def test_the_balloon_may_punch_holes_where_something_is_mapped(nursery: Nursery) -> None:
+    assert attempt(nursery, "balloon", "madvise", 0, 4096, MADV_REMOVE) == "result: ENOMEM"
 
 
 @pytest.mark.parametrize("kind", SMALL_KINDS)

@@ -53,7 +53,7 @@ def test_the_record_is_the_c_structure() -> None:
         assert histograms[name] == list(counters.latency[i])
 
 
-@pytest.mark.parametrize("kind", ["rng", "console"])
+@pytest.mark.parametrize("kind", ["rng", "console", "balloon"])
 def test_the_record_of_a_small_device_is_the_c_structure(kind: str) -> None:
     """What the engine counts, then what the kind does."""
     record, name = RECORDS[kind], f"struct sv_{kind}_counters"

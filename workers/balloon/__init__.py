@@ -1,0 +1,1 @@
+"""The balloon worker: memory that the guest doesn't use goes back to the host."""
