@@ -115,6 +115,7 @@ class Vm:
         self.machine = machine
         for device in self.devices.values():
             self._watch_worker(device)
+            device.device.on_event = self.events.emit
         for slot in machine.slots if machine is not None else ():
             self._watch_slot(slot)
         if machine is None or self.config.frozen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm.config.model import ChardevConfig, DriveConfig, VmConfig
+from vmm.devices.virtio_balloon import GuestStatistics
 from vmm.errors import DeviceError, StateError, VmmError
 from vmm.event_loop import EventLoop
 from vmm.qmp.events import Events
@@ -53,7 +54,52 @@ class FakeDevice:
         self.id = id
         self.driver = "virtio-blk-device"
         self.slot = 0
-        self.worker: FakeWorker | None = FakeWorker(id)
+        self.worker: Any = FakeWorker(id)
+
+
+class FakeOrders:
+    """The guest's driver answers at once, unless `silent`; `problem`: the worker refuses."""
+
+    def __init__(self, statistics: GuestStatistics) -> None:
+        self.statistics = statistics
+        self.silent = False
+        self.problem = ""
+        self.asked = 0
+        self.forgotten: list[int] = []
+
+    def send(self, kind: str, done: Callable[[str], None]) -> int:
+        assert kind == "stats"
+        self.asked += 1
+        if not self.silent and not self.problem:
+            self.statistics.receive({"type": "stats", "values": [4, 1000 + self.asked, 5, 4096]})
+        if not self.silent:
+            done(self.problem)
+        return self.asked
+
+    def forget(self, serial: int) -> bool:
+        self.forgotten.append(serial)
+        return True
+
+
+class FakeBalloon:
+    """A balloon whose guest follows at once, with 4 GiB; and its Device."""
+
+    def __init__(self) -> None:
+        self.id = "balloon0"
+        self.driver = "virtio-balloon-device"
+        self.slot = 1
+        self.device = self
+        self.active = True
+        self.target = self.actual = 4 << 30
+        self.statistics = GuestStatistics()
+        self.worker: Any = FakeWorker("balloon0")
+        self.worker.orders = FakeOrders(self.statistics)
+
+    def is_in_use(self) -> bool:
+        return self.active
+
+    def set_target(self, size: int) -> None:
+        self.target = self.actual = min(size, 4 << 30) >> 12 << 12
 
 
 class FakeChardev:
@@ -105,7 +151,8 @@ class FakeVm:
         self.vcpus = [FakeVcpu(index) for index in range(cpus)]
         self.blocks = {"rootfs": FakeBlockNode(DriveConfig("rootfs", "/path/to/rootfs"), "disk0")}
         self.nets: dict[str, Any] = {}
-        self.devices = {"disk0": FakeDevice("disk0")}
+        self.balloon = FakeBalloon()
+        self.devices: dict[str, Any] = {"disk0": FakeDevice("disk0"), "balloon0": self.balloon}
         self.chardevs = {"serial0": FakeChardev(ChardevConfig("serial0", "pty"))}
         self.hotplug = FakeHotplug(self)
         self.supervisor = FakeSupervisor()
@@ -118,7 +165,8 @@ class FakeVm:
         return name
 
     def workers(self) -> list[Any]:
-        return [d.worker for d in self.devices.values() if d.worker is not None]
+        disks = (d for d in self.devices.values() if d is not self.balloon)
+        return [d.worker for d in disks if d.worker is not None]
 
     def pause(self, done: Done) -> None:
         self._change("stop", ("running",), "paused", "STOP", done)

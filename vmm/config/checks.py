@@ -73,6 +73,10 @@ def _check_devices(config: VmConfig) -> None:
     ids: set[str] = set()
     drives: set[str] = set()
     netdevs: set[str] = set()
+    balloons = [device for device in config.devices if device.driver.startswith("virtio-balloon")]
+    if len(balloons) > 1:
+        raise ConfigError(f"-device {balloons[1].driver}: Only one balloon device is supported "
+                          "for each vm.", "remove the other")
     for device in config.devices:
         if device.id and device.id in ids:
             raise ConfigError(f"-device {device.driver}: Device id {device.id} existed",

@@ -15,7 +15,7 @@ MAX_QUEUES = 32
 SERIAL_LIMIT = 20  # virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID
 
 # What StratoVirt has and we don't yet: refused by name.
-_LATER = ("virtio-balloon-device", "virtio-blk-pci", "virtio-net-pci", "virtio-balloon-pci",
+_LATER = ("virtio-blk-pci", "virtio-net-pci", "virtio-balloon-pci",
           "virtio-rng-pci", "virtio-serial-pci", "vhost-vsock-pci", "vhost-user-fs-pci",
           "vhost-user-blk-pci", "pcie-root-port", "vfio-pci")
 
@@ -100,6 +100,12 @@ def _read_port(options: SubOptions) -> dict[str, str]:
     return read_port(options)
 
 
+def _read_balloon(options: SubOptions) -> dict[str, str]:
+    from vmm.config.balloon import read_balloon
+
+    return read_balloon(options)
+
+
 # Each driver, and who reads its own sub-options: what it returns is DeviceConfig.options. Those
 # that few command lines name live in modules that are imported then.
 DRIVERS: dict[str, Callable[[SubOptions], dict[str, str]]] = {
@@ -112,5 +118,6 @@ DRIVERS: dict[str, Callable[[SubOptions], dict[str, str]]] = {
     "virtio-serial-device": _read_bus,
     "virtconsole": _read_port,
     "virtserialport": _read_port,
+    "virtio-balloon-device": _read_balloon,
 }
 _PORTS = ("virtconsole", "virtserialport")  # they sit on another device, and may name its bus

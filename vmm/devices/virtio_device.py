@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class QueueConfig:
@@ -42,6 +42,7 @@ class VirtioDevice:
 
     on_config_change: Callable[[], None]  # set by the transport: raise a config interrupt
     on_failure: Callable[[str], None]  # set by the transport: set DEVICE_NEEDS_RESET
+    on_event: Callable[[str, Mapping[str, object]], None]  # set by the VM: a QMP event; main loop
 
     def features(self) -> int:
         """The 64 feature bits on offer; the transport checks that the driver's are a subset."""

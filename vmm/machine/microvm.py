@@ -257,6 +257,12 @@ def _serial() -> type[Part]:
     return SerialPart
 
 
+def _balloon() -> type[Part]:
+    from vmm.balloon.part import BalloonPart
+
+    return BalloonPart
+
+
 # What each -device is; imported when the command line names it.
 PARTS: dict[str, Callable[[], type[Part]]] = {
     "virtio-blk-device": _disk,
@@ -266,4 +272,5 @@ PARTS: dict[str, Callable[[], type[Part]]] = {
     "vhost-user-fs-device": _folder,
     "virtio-rng-device": _rng,
     "virtio-serial-device": _serial,
+    "virtio-balloon-device": _balloon,
 }

@@ -137,6 +137,7 @@ class Registry:
 def load() -> Registry:
     """The whole table. Imports every family: call it when the first client is there."""
     from vmm.qmp.commands import (
+        balloon,
         block,
         chardev,
         events,
@@ -150,7 +151,8 @@ def load() -> Registry:
     )
 
     registry = Registry()
-    for family in (machine, query, block, hotplug, net, chardev, fds, workers, introspect):
+    for family in (machine, query, block, hotplug, net, balloon, chardev, fds, workers,
+                   introspect):
         registry.add(family.COMMANDS, family.TYPES)
     registry.add((), events.TYPES)
     registry.events.update(events.EVENTS)

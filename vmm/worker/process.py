@@ -42,11 +42,12 @@ class WorkerProcess:
 
     orders: what it can be asked for.
     on_end: called on the main loop when it has ended, with the reason; None: only logged.
+    on_report: called there with each report that only its kind of worker makes; not checked.
     """
 
     __slots__ = ("_control", "_doomed", "_nursery", "_reported", "_silent",
-                 "_started", "device", "engine", "kind", "lacks", "on_end", "orders", "pid",
-                 "pidfd", "reason", "restarts", "serial", "socket_fd", "stages", "state",
+                 "_started", "device", "engine", "kind", "lacks", "on_end", "on_report", "orders",
+                 "pid", "pidfd", "reason", "restarts", "serial", "socket_fd", "stages", "state",
                  "stopping")
 
     def __init__(self, nursery: Nursery, serial: int, kind: str, device: str, socket_fd: int,
@@ -66,6 +67,7 @@ class WorkerProcess:
         self.stages: list[str] = []
         self.stopping = False
         self.on_end: Callable[[str], None] | None = None
+        self.on_report: Callable[[Message], None] = _ignore
         self._control = Channel(control_fd, blocking=False)
         self.orders = Orders(self._control)
         self._silent = False
@@ -142,6 +144,8 @@ class WorkerProcess:
             self._nursery.on_io_error(self, message)
         elif kind == "died":
             self.reason = describe_death(message)
+        else:
+            self.on_report(message)
 
     def _on_end(self, events: int) -> None:
         self._drain_control()
@@ -258,6 +262,10 @@ def describe_death(message: Message) -> str:
         return f"its sandbox refused system call {call} ({call_name(call)})"
     where = f" at address {address:#x}" if address else ""
     return f"signal {number}{where}"
+
+
+def _ignore(message: Message) -> None:
+    pass
 
 
 def _one_line(text: str) -> str:

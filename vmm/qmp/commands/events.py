@@ -9,6 +9,7 @@ EVENTS: dict[str, dict[str, str]] = {
     "RESUME": {},
     "POWERDOWN": {},
     "DEVICE_DELETED": {"device": "str", "path": "str"},
+    "BALLOON_CHANGED": {"actual": "int"},
     "BLOCK_IO_ERROR": {"device": "str", "node-name?": "str", "operation": "IoOperationType",
                        "action": "BlockErrorAction", "nospace": "bool", "reason": "str"},
     "WORKER_CRASHED": {"device": "str", "pid": "int", "reason": "str"},

@@ -33,7 +33,7 @@ LIBVIRT_COMMANDS = _OF_LIBVIRT.split()
 NOT_ALONE = ("quit", "getfd", "closefd", "cont", "stop", "system_reset", "system_powerdown",
              "block_resize", "blockdev-add", "blockdev-del", "device_add", "device_del",
              "worker-restart", "netdev_add", "netdev_del", "netdev_replace", "set_link",
-             "netlink_set")
+             "netlink_set", "balloon")
 ARGUMENTS = {"qom-list": {"path": "/machine"}, "qom-list-properties": {"typename": "x"},
              "device-list-properties": {"typename": "x"}}
 TABLE = registry.load()
