@@ -295,7 +295,8 @@ static void execute(int argc, char **words)
 			print("fail %s unknown\n", words[0]);
 		return;
 	}
-	if (rng_command(argc, words, argv) || console_command(argc, words, argv))
+	if (rng_command(argc, words, argv) || console_command(argc, words, argv) ||
+	    balloon_command(argc, words, argv))
 		return;
 	for (u32 i = 0; i < ARRAY_SIZE(commands); i++) {
 		if (compare(commands[i].name, words[0]))

@@ -4,7 +4,8 @@
 
 Steps, each a list: ["output", PATTERN, SECONDS], ["send", TEXT], ["qmp", NAME, {ARGUMENTS}],
 ["event", NAME, SECONDS], ["exit", SECONDS], ["run", SHELL COMMAND], ["kill"] (SIGKILL for the
-VMM, and all of the VM must end).  Before the start: "before" holds shell commands to run beside
+VMM, and all of the VM must end), ["until", NAME, {MEMBERS}, SECONDS] (until the QMP command's
+result has these).  Before the start: "before" holds shell commands to run beside
 it, "await" the paths that must be there first; "wrap" is a shell command that executes "$@".
 The last line of standard output is the report as JSON.
 """
@@ -103,6 +104,10 @@ def take_step(vm: TestVm, step: list[Any], report: dict[str, Any]) -> None:
             report["replies"].append({"error": error.error})
     elif kind == "event":
         report["replies"].append(vm.qmp.wait_event(*values))
+    elif kind == "until":
+        name, members, limit = values
+        test_vm.wait_until(lambda: members.items() <= vm.qmp.command(name).items(),
+                           f"{name} with {members}", limit)
     elif kind == "exit":
         report["exit"] = vm.wait(*values)
     elif kind == "kill":
