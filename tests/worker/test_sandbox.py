@@ -41,6 +41,7 @@ class Prober:
         while worker.state != "dead":
             assert time.monotonic() < deadline, "the probe didn't end"
             self.loop.run_once(0.05)
+        worker.discard()  # nobody took its socket
         self.stages = worker.stages
         reason = worker.reason.partition(": ")[2] or worker.reason
         _, refused, call = reason.partition("its sandbox refused system call ")

@@ -58,6 +58,7 @@ def attempt(nursery: Nursery, kind: str, *arguments: object) -> str:
     while worker.state != "dead":
         assert time.monotonic() < deadline, "the probe didn't end"
         nursery.loop.run_once(0.05)
+    worker.discard()  # nobody took its socket
     reason = worker.reason.partition(": ")[2] or worker.reason
     _, refused, call = reason.partition("its sandbox refused system call ")
     return call.partition("(")[2].rstrip(")") if refused else reason
