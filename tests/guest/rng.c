@@ -43,7 +43,7 @@ bool rng_command(int argc, char **words, u64 *argv)
 		bool good = init();
 
 		print("%s rng.init features=0x%x\n", good ? "ok" : "fail", device.features);
-	} else if (!compare(words[0], "rng.read") && argc > 1 && device.ready) {
+	} else if (!compare(words[0], "rng.read") && argc > 1 && (device.ready || init())) {
 		read_command(argv[1], argc > 2 ? argv[2] : 1);
 	} else {
 		return false;
