@@ -12,6 +12,14 @@ import struct
 
 import pytest
 
+from tests.support.balloon_plane import (
+    BASE,
+    DEFLATE,
+    INFLATE,
+    REPORTING,
+    STATISTICS,
+    BalloonPlane,
+)
 from tests.support.console_driver import CONTROL_RX, CONTROL_TX, rx
 from tests.support.console_plane import console_planes
 from tests.support.guest_ring import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, GuestRing
@@ -98,6 +106,30 @@ def test_random_rings_of_an_rng() -> None:
     assert plane.counters[0].bytes > 0
     plane.close()
     os.close(source)
+
+
+class AskingPlane(BalloonPlane):
+    """Asks for statistics between two looks."""
+
+    def broken(self, index: int = 0) -> str | None:
+        self.ask()
+        return super().broken(index)
+
+
+@pytest.mark.parametrize(("queue", "writable"), [
+    (INFLATE, 0.03), (DEFLATE, 0.03), (STATISTICS, 0.03), (REPORTING, 0.97)])
+def test_random_rings_of_a_balloon(queue: int, writable: float) -> None:
+    """It may take any page of memory from under its driver, rings included."""
+    plane = AskingPlane(BASE | FEATURES)
+    area = plane.memory.alloc(65536)
+    broken = 0
+    for seed in range(ROUNDS):
+        broken += play(plane, queue, seed, area, writable)
+        plane.news()
+    assert 0 < broken < ROUNDS
+    assert plane.counters[queue].ring.chains > 0
+    assert plane.count("removed_bytes") > 0 or queue in (DEFLATE, STATISTICS)
+    plane.close()
 
 
 @pytest.mark.parametrize(("queue", "writable"), [
