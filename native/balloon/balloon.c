@@ -166,7 +166,7 @@ static const struct sv_ring_kind kind = {
 	.destroy = destroy,
 };
 
-struct sv_ring_device *sv_balloon_create(unsigned int queue_size,
+struct sv_ring_device *sv_balloon_create(bool keep, unsigned int queue_size,
 					 struct sv_balloon_counters *counters, int *error)
 {
 	struct balloon *balloon = calloc(1, sizeof(*balloon));
@@ -175,6 +175,7 @@ struct sv_ring_device *sv_balloon_create(unsigned int queue_size,
 	*error = -ENOMEM;
 	if (!balloon)
 		return NULL;
+	balloon->keep = keep;
 	device = sv_ring_create(&kind, balloon, SV_BALLOON_QUEUES, queue_size, counters,
 				sizeof(*counters), error);
 	if (!device)

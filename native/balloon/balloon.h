@@ -43,8 +43,9 @@ struct sv_balloon_news {
 	int error;        // errno: the host doesn't take pages, for a reason not told yet; 0
 };
 
+// `keep`: nothing goes back to the host, the driver gets its answers and that is all.
 // `counters`: SV_BALLOON_QUEUES of them, see sv_ring_create. NULL with *error = negative errno.
-struct sv_ring_device *sv_balloon_create(unsigned int queue_size,
+struct sv_ring_device *sv_balloon_create(bool keep, unsigned int queue_size,
 					 struct sv_balloon_counters *counters, int *error);
 
 // Ask the driver for statistics: sv_ring_notify_fd is readable when they have come.

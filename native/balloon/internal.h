@@ -29,6 +29,7 @@ struct balloon {
 	struct work work[SV_BALLOON_QUEUES];
 	uint32_t pfns[BATCH_PFNS];
 	struct collection collections[SV_MEMORY_MAX_REGIONS];
+	bool keep;   // nothing goes back to the host
 	bool wanted; // somebody waits for statistics,
 	bool asked;  // the driver was given its buffer back to fill it
 	int complained; // errno that was told

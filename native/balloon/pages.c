@@ -10,6 +10,8 @@ void sv_balloon_remove(struct sv_ring_device *device, unsigned int index, void *
 	struct sv_balloon_counters *counters = counters_of(device, index);
 	struct balloon *balloon = device->own;
 
+	if (balloon->keep)
+		return;
 	counters->removals++;
 	if (madvise(host, len, MADV_REMOVE) == 0) {
 		counters->removed_bytes += len;

@@ -112,7 +112,7 @@ struct sv_balloon_news {
 	...;
 };
 
-struct sv_ring_device *sv_balloon_create(unsigned int queue_size,
+struct sv_ring_device *sv_balloon_create(bool keep, unsigned int queue_size,
 					 struct sv_balloon_counters *counters, int *error);
 int sv_balloon_ask(struct sv_ring_device *device);
 void sv_balloon_take(struct sv_ring_device *device, struct sv_balloon_news *news);

@@ -318,6 +318,21 @@ def test_what_was_not_reported_stays(make: Make) -> None:
     assert plane.memory.read(at, 4 * PAGE) == data[:PAGE] + bytes(PAGE) + data[2 * PAGE:]
 
 
+def test_who_keeps_all_answers() -> None:
+    """In place of a worker that was given up."""
+    plane = BalloonPlane(keep=True)
+    for index in (INFLATE, DEFLATE, REPORTING):
+        plane.start(index)
+    at = plane.memory.alloc(PAGE * 4)
+    data = plane.fill(at, 4)
+    plane.pfns(INFLATE, [at // PAGE, at // PAGE + 1])
+    plane.pfns(DEFLATE, [at // PAGE])
+    plane.buffers(REPORTING, [(at, 300 * PAGE, True)])
+    assert plane.memory.read(at, 4 * PAGE) == data
+    assert plane.count("removals") == plane.count("removed_bytes") == 0
+    plane.close()
+
+
 # ---- which queue is which ----------------------------------------------------------------------
 
 
@@ -368,7 +383,7 @@ def test_bad_sizes_are_refused() -> None:
     counters = ffi.new("struct sv_balloon_counters[]", balloon.QUEUES)
     error = ffi.new("int *")
     for size in (0, 1025):
-        assert lib.sv_balloon_create(size, counters, error) == ffi.NULL
+        assert lib.sv_balloon_create(False, size, counters, error) == ffi.NULL
         assert error[0] == -errno.EINVAL
 
 

@@ -23,10 +23,11 @@ PYTHON = {
     "workers/net": {"shared", "native._net", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/console": {"shared", "native._devices", "native._sandbox", "cbor2", "posix_ipc"},
     "workers/rng": {"shared", "native._devices", "native._sandbox", "cbor2", "posix_ipc"},
-    # The data planes of blk, net and console, on an image of no bytes, on no tap, without ports.
+    # Data planes of the others, on an image of no bytes, on no tap, without ports.
     "workers/null": {"shared", "native._dataplane", "native._sandbox", "cbor2",
-                     "workers.blk.device", "workers.blk.disk", "workers.console.device",
-                     "workers.console.service", "workers.net.device", "workers.net.service"},
+                     "workers.balloon.device", "workers.blk.device", "workers.blk.disk",
+                     "workers.console.device", "workers.console.service",
+                     "workers.net.device", "workers.net.service"},
     "workers/balloon": {"shared", "native._devices", "native._sandbox"},
     "native": {"cffi"},
 }

@@ -29,8 +29,9 @@ def entries(*values: tuple[int, int]) -> bytes:
 class BalloonPlane(RingPlane):
     """One balloon over guest memory, whose last part is free for it."""
 
-    def __init__(self, features: int = BASE, memory: GuestMemory | None = None) -> None:
-        super().__init__(lambda counters, error: lib.sv_balloon_create(128, counters, error),
+    def __init__(self, features: int = BASE, memory: GuestMemory | None = None,
+                 keep: bool = False) -> None:
+        super().__init__(lambda counters, error: lib.sv_balloon_create(keep, 128, counters, error),
                          "struct sv_balloon_counters", balloon.QUEUES, features, memory)
 
     def start(self, index: int = 0, size: int = 64, base: int = 0, ring: GuestRing | None = None,

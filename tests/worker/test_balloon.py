@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -268,6 +269,44 @@ def test_what_was_under_way_is_done_again(nest: Nest, driven: Driven) -> None:
     assert len(used) == 1
     assert driven.memory.read(at, PAGES * PAGE) == bytes(PAGES * PAGE)
     successor.frontend.close()
+
+
+def test_a_null_worker_answers(nest: Nest, driven: Driven) -> None:
+    """For a worker that was given up: everything is answered, nothing goes."""
+    driven.process.kill()
+    nest.gone(driven.process)
+    null = nest.nursery.spawn("null", "#null", {}, {})
+    ours, theirs = socket.socketpair()
+    answers: list[str] = []
+    null.orders.send("serve", answers.append, [theirs.fileno()], device="balloon", queues=5,
+                     **{"queue-size": 128})
+    theirs.close()
+    nest.until(lambda: answers == [""])
+    successor = RingWorker(ours.detach(), driven.memory, driven.rings)
+    successor.connect(FEATURES | m.F_PROTOCOL_FEATURES)
+    for index, ring in list(driven.rings.items()):
+        successor.start(index, ring=ring, base=ring.used_idx)
+    at = driven.fill()
+    driven.pfns(INFLATE, at)
+    driven.pfns(DEFLATE, at)
+    driven.put(REPORTING, [(at, PAGE * PAGES, True)])
+    assert driven.memory.read(at, PAGES * PAGE) == b"\xa5" * PAGES * PAGE
+    assert null.state != "dead"
+    successor.frontend.close()
+
+
+@pytest.mark.parametrize("fields", [{"queue-size": 1}, {"queue-size": 2048}, {"queue-size": None}])
+def test_what_a_null_worker_can_not_be(nest: Nest, fields: dict[str, Any]) -> None:
+    null = nest.nursery.spawn("null", "#null", {}, {})
+    ours, theirs = socket.socketpair()
+    answers: list[str] = []
+    null.orders.send("serve", answers.append, [theirs.fileno()], device="balloon", queues=5,
+                     **fields)
+    theirs.close()
+    nest.until(lambda: bool(answers))
+    assert answers[0] and null.state != "dead"
+    ours.close()
+    null.discard()
 
 
 # ---- its beginning -----------------------------------------------------------------------------

@@ -72,6 +72,9 @@ class VirtioBalloon(VhostUserDevice):
     """
 
     device_id = balloon.DEVICE_ID
+    # Linux waits for each answer without a limit: the page that it gives, or what it needs most
+    # when it is out of memory, would never come.
+    has_null = True
 
     def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop,
                  statistics: GuestStatistics, deflate_on_oom: bool = False,
@@ -137,6 +140,11 @@ class VirtioBalloon(VhostUserDevice):
         super().reset()
         self.statistics.forget()
         self._set_actual(0)
+
+    def null_order(self) -> tuple[dict[str, object], list[int]]:
+        """See `VirtioDevice.null_order`."""
+        return {"device": "balloon", "queues": len(self.queue_sizes),
+                "queue-size": balloon.QUEUE_SIZE}, []
 
     def _set_actual(self, pages: int) -> None:
         # On any thread: the one that finds no call pending asks for one, which finds this value.

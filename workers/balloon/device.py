@@ -32,12 +32,14 @@ class BalloonDevice(RingDevice):
     """One balloon.
 
     :param page: a statistics page in writable memory, or None.
+    :param keep: nothing goes back to the host: the driver gets its answers, and that is all.
     """
 
-    def __init__(self, queue_size: int, page: object | None, log: Callable[[str], None]) -> None:
+    def __init__(self, queue_size: int, page: object | None, log: Callable[[str], None],
+                 keep: bool = False) -> None:
         super().__init__("balloon", balloon.QUEUES, queue_size, page, log)
         error = ffi.new("int *")
-        self.adopt(lib.sv_balloon_create(queue_size, self._counters, error), error[0])
+        self.adopt(lib.sv_balloon_create(keep, queue_size, self._counters, error), error[0])
 
     def features(self) -> int:
         """Everything that the data plane serves; the front end chooses."""

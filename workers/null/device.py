@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 
 from shared.virtio import blk, console, net
+from workers.balloon.device import BalloonDevice
 from workers.blk.device import MAX_QUEUES, BlkDevice
 from workers.blk.disk import Disk
 from workers.console.device import ConsoleDevice
@@ -78,6 +79,19 @@ class NullConsole(ConsoleDevice):
             raise UsageError(f"A null back end with {max_ports} ports and queues of {queue_size}",
                              f"1 to {console.MAX_PORTS} of 2 to {MAX_QUEUE_SIZE}")
         super().__init__((), max_ports, queue_size, None, state, log)
+
+
+class NullBalloon(BalloonDevice):
+    """The balloon of a worker that was given up: nothing goes back to the host any more.
+
+    :param queue_size: that of the device that was there.
+    """
+
+    def __init__(self, queue_size: int, log: Callable[[str], None]) -> None:
+        if not 2 <= queue_size <= MAX_QUEUE_SIZE:
+            raise UsageError(f"A null back end with queues of {queue_size}",
+                             f"2 to {MAX_QUEUE_SIZE}")
+        super().__init__(queue_size, None, log, keep=True)
 
 
 def empty_image() -> int:

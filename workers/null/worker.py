@@ -14,7 +14,7 @@ from shared.vhost_user.backend import Backend
 from workers.console.service import map_state as map_console_state
 from workers.errors import UsageError
 from workers.net.service import map_state
-from workers.null.device import NullConsole, NullDisk, NullNic, empty_image
+from workers.null.device import NullBalloon, NullConsole, NullDisk, NullNic, empty_image
 from workers.startup import confine
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from workers.nursery import Reporter
 
-    NullDevice = NullDisk | NullNic | NullConsole
+    NullDevice = NullDisk | NullNic | NullConsole | NullBalloon
 
 MAX_CONNECTIONS = 64
 MAC_BYTES = 6
@@ -103,6 +103,8 @@ class Service:
                 return NullNic(queues, size, mac, map_state(fds[1]), self._reporter.log)
             if message.get("device") == "console" and len(fds) == 2:
                 return NullConsole(queues, size, map_console_state(fds[1]), self._reporter.log)
+            if message.get("device") == "balloon" and len(fds) == 1:
+                return NullBalloon(size, self._reporter.log)
         raise UsageError(f"A null worker can't be this: {message!r:.200}")
 
     def close(self) -> None:
