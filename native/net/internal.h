@@ -85,6 +85,7 @@ struct sv_net {
 	bool link_down;          // atomic
 	bool resumed;            // the settings are those of a predecessor
 	struct sv_net_state *state;
+	uint64_t generation;     // of `state`, when we last read or wrote it
 	uint64_t filter_version; // atomic
 	struct sv_bucket buckets[2]; // receive, transmit
 	unsigned int pairs, count, max_size;
@@ -112,6 +113,8 @@ bool sv_net_control(struct sv_net_queue *queue);
 void sv_net_release_held(struct sv_net_queue *queue);
 
 // settings.c. All under net->lock.
+// Somebody else has written the state since we last looked: a predecessor that served until now.
+bool sv_net_state_moved(const struct sv_net *net);
 // A predecessor's settings, if there are any that make sense. True: there are.
 bool sv_net_load(struct sv_net *net);
 void sv_net_save(struct sv_net *net);

@@ -21,16 +21,19 @@ static void init_queue(struct sv_net *net, unsigned int index, const int *taps,
 	queue->tap = taps[index / 2];
 }
 
-// Go on with a predecessor's settings, or as after power-on.
+static void power_on(struct sv_net *net)
+{
+	sv_net_filter_reset(&net->settings.filter, net->mac);
+	net->settings.offloads = 0;
+	net->settings.pairs = 1; // until the driver asks for more (5.1.6.5.5)
+}
+
+// Go on with a predecessor's settings, or as after power-on. A predecessor may still serve: its
+// tap is left alone until the features are set, and what it changes until then is read there.
 static int begin(struct sv_net *net)
 {
-	int ret;
-
 	net->resumed = sv_net_load(net);
-	if (!net->resumed)
-		return sv_net_reset(net);
-	ret = sv_net_apply_pairs(net, net->settings.pairs);
-	return ret ? ret : sv_net_apply_offloads(net, net->settings.offloads);
+	return net->resumed ? 0 : sv_net_reset(net);
 }
 
 struct sv_net *sv_net_create(const int *taps, unsigned int pairs, bool control,
@@ -117,21 +120,37 @@ int sv_net_clear_regions(struct sv_net *net)
 	return 0;
 }
 
+static int apply_settings(struct sv_net *net, uint64_t features)
+{
+	uint64_t offloads = features;
+	int ret;
+
+	// The driver may have turned some off in a predecessor's life.
+	if (net->resumed && !(net->settings.offloads & ~features))
+		offloads = net->settings.offloads;
+	net->features = features;
+	ret = sv_net_apply_pairs(net, net->settings.pairs);
+	if (!ret)
+		ret = sv_net_apply_offloads(net, offloads);
+	sv_net_save(net);
+	return ret;
+}
+
 int sv_net_set_features(struct sv_net *net, uint64_t features)
 {
 	int ret = 0;
+	bool moved;
 
 	pthread_mutex_lock(&net->lock);
-	if (features != net->features) {
-		uint64_t offloads = features;
-
-		// The driver may have turned some off in a predecessor's life.
-		if (net->resumed && !(net->settings.offloads & ~features))
-			offloads = net->settings.offloads;
-		net->features = features;
-		ret = sv_net_apply_offloads(net, offloads);
-		sv_net_save(net);
+	moved = sv_net_state_moved(net);
+	if (moved) {
+		net->resumed = sv_net_load(net);
+		if (!net->resumed)
+			power_on(net);
+		__atomic_add_fetch(&net->filter_version, 1, __ATOMIC_RELEASE);
 	}
+	if (moved || features != net->features)
+		ret = apply_settings(net, features);
 	pthread_mutex_unlock(&net->lock);
 	return ret;
 }
@@ -141,14 +160,13 @@ int sv_net_reset(struct sv_net *net)
 	int ret;
 
 	pthread_mutex_lock(&net->lock);
-	sv_net_filter_reset(&net->settings.filter, net->mac);
+	power_on(net);
 	__atomic_add_fetch(&net->filter_version, 1, __ATOMIC_RELEASE);
 	net->features = 0;
 	net->resumed = false;
 	ret = sv_net_apply_offloads(net, 0);
-	// One pair until the driver asks for more (5.1.6.5.5).
 	if (!ret)
-		ret = sv_net_apply_pairs(net, 1);
+		ret = sv_net_apply_pairs(net, net->settings.pairs);
 	sv_net_save(net);
 	pthread_mutex_unlock(&net->lock);
 	return ret;

@@ -13,16 +13,20 @@ size_t sv_net_state_size(void)
 	return sizeof(struct sv_net_state);
 }
 
+bool sv_net_state_moved(const struct sv_net *net)
+{
+	return net->state &&
+	       __atomic_load_n(&net->state->generation, __ATOMIC_ACQUIRE) != net->generation;
+}
+
 bool sv_net_load(struct sv_net *net)
 {
-	uint64_t generation;
-
 	if (!net->state)
 		return false;
-	generation = __atomic_load_n(&net->state->generation, __ATOMIC_ACQUIRE);
-	if (!generation)
+	net->generation = __atomic_load_n(&net->state->generation, __ATOMIC_ACQUIRE);
+	if (!net->generation)
 		return false;
-	net->settings = net->state->copies[generation & 1];
+	net->settings = net->state->copies[net->generation & 1];
 	return net->settings.filter.unicast_count <= SV_NET_MAC_ENTRIES &&
 	       net->settings.filter.multicast_count <= SV_NET_MAC_ENTRIES &&
 	       net->settings.pairs > 0 && net->settings.pairs <= net->pairs;
@@ -34,8 +38,9 @@ void sv_net_save(struct sv_net *net)
 
 	if (!net->state)
 		return;
-	next = net->state->generation + 1;
+	next = net->generation + 1;
 	next += next == 0;
+	net->generation = next;
 	net->state->copies[next & 1] = net->settings;
 	// After the copy that it makes the current one.
 	__atomic_store_n(&net->state->generation, next, __ATOMIC_RELEASE);
@@ -57,8 +62,9 @@ int sv_net_apply_offloads(struct sv_net *net, uint64_t offloads)
 		if (offloads & (1ull << VIRTIO_NET_F_GUEST_UFO))
 			flags |= TUN_F_UFO;
 	}
-	// One descriptor speaks for the whole interface.
-	if (net->queues[0].tap >= 0 && ioctl(net->queues[0].tap, TUNSETOFFLOAD, flags) < 0)
+	// One descriptor speaks for the whole interface. EBADFD: it is gone, and nothing comes.
+	if (net->queues[0].tap >= 0 && ioctl(net->queues[0].tap, TUNSETOFFLOAD, flags) < 0 &&
+	    errno != EBADFD)
 		return -errno;
 	net->settings.offloads = offloads;
 	return 0;
@@ -71,7 +77,8 @@ static int set_queue(const struct sv_net *net, unsigned int pair, short flag)
 
 	if (net->queues[2 * pair].tap < 0)
 		return 0;
-	if (ioctl(net->queues[2 * pair].tap, TUNSETQUEUE, &request) < 0 && errno != EINVAL)
+	if (ioctl(net->queues[2 * pair].tap, TUNSETQUEUE, &request) < 0 && errno != EINVAL &&
+	    errno != EBADFD) // the interface is gone
 		return -errno;
 	return 0;
 }

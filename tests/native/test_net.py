@@ -453,53 +453,6 @@ def test_features_rule_commands(make: Make) -> None:
         assert plane.command(*command) == ERR
 
 
-def test_queue_pairs(make: Make) -> None:
-    plane = make(pairs=3, control=True, features=BASE | CONTROL | 1 << 22)
-    for index in (0, 2, 4, 6):
-        plane.start(index)
-        if index < 6:
-            plane.offer(1600, 8, index)
-    for pairs, answer in ((0, ERR), (4, ERR), (3, OK), (1, OK), (3, OK), (2, OK)):
-        assert plane.command(MQ, 0, struct.pack("<H", pairs)) == answer
-    assert plane.command(MQ, 0, struct.pack("<H", 1)) == OK
-    peer = plane.namespace.packet_socket()
-    for i in range(8):
-        peer.send(frame(60, fill=i))
-        assert plane.received()[12:] == frame(60, fill=i)  # all through the first pair
-
-
-# ---- a successor -----------------------------------------------------------------------------
-
-def test_a_successor_goes_on_with_the_settings(make: Make) -> None:
-    require("net_admin")
-    state = ffi.new("char[]", lib.sv_net_state_size())
-    features = BASE | CONTROL
-    first = NetPlane(control=True, features=features, state=state)
-    first.start(2)
-    assert first.command(RX, 0, b"\0") == OK
-    assert first.command(MAC_CLASS, 1, OTHER) == OK
-    first.close(taps=False)
-    plane = make(control=True, features=features, state=state, namespace=first.namespace,
-                 taps=first.taps)
-    plane.start(0)
-    plane.offer(1600, 4)
-    peer = plane.namespace.packet_socket()
-    peer.send(frame(to=MAC))
-    peer.send(frame(to=OTHER))
-    assert plane.received()[12:18] == OTHER
-
-
-@pytest.mark.parametrize("fill", [0xFF, 0x41])
-def test_a_state_that_lies_is_not_used(make: Make, fill: int) -> None:
-    size = lib.sv_net_state_size()
-    state = ffi.new("char[]", bytes([fill]) * size)
-    plane = make(control=True, features=BASE | CONTROL, state=state)
-    plane.start(0)
-    plane.offer(1600, 2)
-    plane.namespace.packet_socket().send(frame(to=OTHER))
-    assert plane.received()[12:18] == OTHER  # as after power-on: everything passes
-
-
 def test_writable_is_ignored_behind_a_frame(make: Make) -> None:
     plane = make()
     ring = plane.start(1)
