@@ -161,10 +161,12 @@ void blk_probe(void);
 bool blk_command(int argc, char **words, u64 *argv);
 bool blk_hostile(u32 device, const char *kind);
 
-// ---- rng.c, console.c, balloon.c: false if the command is none of theirs ----------------------------
+// ---- rng.c, console.c, balloon.c, net_commands.c: false if the command is none of theirs ------------
 bool rng_command(int argc, char **words, u64 *argv);
 bool console_command(int argc, char **words, u64 *argv);
 bool balloon_command(int argc, char **words, u64 *argv);
+bool net_command(int argc, char **words, u64 *argv);
+void net_probe(void); // net.c
 
 // ---- user.c: runs at CPL3, natively ---------------------------------------------------------------
 u64 user_fill(u64 *buffer, u64 words, u64 first, u64 seed);

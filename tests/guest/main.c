@@ -296,7 +296,7 @@ static void execute(int argc, char **words)
 		return;
 	}
 	if (rng_command(argc, words, argv) || console_command(argc, words, argv) ||
-	    balloon_command(argc, words, argv))
+	    balloon_command(argc, words, argv) || net_command(argc, words, argv))
 		return;
 	for (u32 i = 0; i < ARRAY_SIZE(commands); i++) {
 		if (compare(commands[i].name, words[0]))
@@ -359,6 +359,7 @@ void kernel_main(void)
 	interrupts_init();
 	clock_init();
 	blk_probe();
+	net_probe();
 	serial_enable_input();
 	run_script();
 	print("ready\n");

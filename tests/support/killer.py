@@ -36,16 +36,17 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 class Killer:
     """`with`: a thread that kills each worker of the VM after 1 to `longest` milliseconds, until
-    `limit` are dead."""
+    `limit` are dead. `prefix`: of the names of those that are meant."""
 
     def __init__(self, core: int, limit: int, longest: int = 300, seed: int = 1,
-                 nursery: bool = False) -> None:
+                 nursery: bool = False, prefix: str = "sv-blk") -> None:
         self.kills = 0
         self._limit = limit
         self._core = core
         self._longest = longest
         self._random = random.Random(seed)
         self._nursery = nursery
+        self._prefix = prefix
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -53,7 +54,7 @@ class Killer:
         last = 0
         while self.kills < self._limit and not self._stop.wait(
                 self._random.uniform(1, self._longest) / 1000):
-            workers = [pid for pid in children(self._core, "sv-blk") if pid != last]
+            workers = [pid for pid in children(self._core, self._prefix) if pid != last]
             if not workers:
                 continue
             last = self._random.choice(workers)
@@ -72,13 +73,14 @@ class Killer:
         self._thread.join(10)
 
 
-def wait_quiet(core: int, count: int = 1, timeout: float = 10) -> list[int]:
+def wait_quiet(core: int, count: int = 1, timeout: float = 10,
+               prefix: str = "sv-blk") -> list[int]:
     """Wait until `count` workers have been there for a while; their pids."""
     deadline = time.monotonic() + timeout
     seen: list[int] = []
     since = time.monotonic()
     while len(seen) != count or time.monotonic() - since < 0.3:
-        now = sorted(children(core, "sv-blk"))
+        now = sorted(children(core, prefix))
         if now != seen:
             seen, since = now, time.monotonic()
         assert time.monotonic() < deadline, f"{count} steady workers: {seen}"

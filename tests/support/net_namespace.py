@@ -7,6 +7,7 @@ import fcntl
 import queue
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,24 @@ class NetNamespace:
         if up:
             self.up(name)
         return fds
+
+    def command(self, line: str) -> str:
+        """Run a program inside, `ip` above all; its standard output."""
+        done = self.run(lambda: subprocess.run(line.split(), capture_output=True, text=True,
+                                               timeout=30, check=False))
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+        return done.stdout
+
+    def persistent_tap(self, name: str = "tap0", queues: int = 1, up: bool = True) -> None:
+        """A tap that stays when nobody has it open, as managers make them."""
+        self.command(f"ip tuntap add {name} mode tap vnet_hdr"
+                     f"{' multi_queue' if queues > 1 else ''}")
+        if up:
+            self.up(name)
+
+    def open(self, name: str) -> int:
+        """A descriptor of a tap that exists: refused while somebody else has it."""
+        return self.run(lambda: open_tap(name))[0]
 
     def up(self, name: str, mtu: int = 1500) -> None:
         def action() -> None:

@@ -63,7 +63,7 @@ class QmpClient:
             if "event" not in answer:
                 return answer
 
-    def command(self, name: str, timeout: float | None = None, **arguments: Any) -> Any:
+    def command(self, name: str, /, timeout: float | None = None, **arguments: Any) -> Any:
         """Run a command, return its result; `_` in argument names stands for `-`.
 
         :raises QmpError: the server refused it.

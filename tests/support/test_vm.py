@@ -108,7 +108,8 @@ class TestVm:
 
     def __init__(self, folder: Path, *arguments: str | Path, append: str = "",
                  qmp: bool = True, serial: bool = True, command: list[str] | None = None,
-                 environment: dict[str, str] | None = None) -> None:
+                 environment: dict[str, str] | None = None,
+                 pass_fds: tuple[int, ...] = ()) -> None:
         self.folder = folder
         self.qmp_path = folder / f"qmp-{uuid.uuid4().hex[:6]}.sock"
         self.mark = uuid.uuid4().hex
@@ -129,7 +130,7 @@ class TestVm:
             self.process = subprocess.Popen(
                 line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 env={**(os.environ if environment is None else environment), MARK: self.mark},
-                start_new_session=True)
+                start_new_session=True, pass_fds=pass_fds)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
