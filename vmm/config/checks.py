@@ -26,6 +26,7 @@ def check(config: VmConfig) -> None:
     _check_ports(config)
     _check_macs(config)
     _check_singles(config)
+    _check_taps(config)
     _check_chardevs(config)
     _check_files(config)
     if config.daemonize and config.log == "":
@@ -145,6 +146,19 @@ def _check_singles(config: VmConfig) -> None:
             raise ConfigError(f"-device {device.driver}: another folder has the tag '{tag}'",
                               "give each folder a tag of its own")
         tags.add(tag or "")
+
+
+def _check_taps(config: VmConfig) -> None:
+    """Of an interface with several queues each could have some, and neither all frames."""
+    taken: dict[object, str] = {}
+    for netdev in config.netdevs.values():
+        names: list[object] = [*netdev.fds, *([netdev.ifname] if netdev.ifname else [])]
+        for name in names:
+            if name in taken:
+                what = f"descriptor {name}" if isinstance(name, int) else f"tap '{name}'"
+                raise ConfigError(f"{netdev.option}: netdev '{taken[name]}' has the {what} already",
+                                  "give each netdev its own")
+            taken[name] = netdev.id
 
 
 def _check_chardevs(config: VmConfig) -> None:

@@ -14,6 +14,9 @@ class SlotDevice(VhostUserDevice):
         """Nobody is here: the config space says so from now on."""
         raise NotImplementedError
 
+    def show_failed(self) -> None:
+        """No worker serves the device any more, it is given up. Main loop."""
+
     def prefetch_config(self) -> None:
         """Have the config space ready before the driver asks: it waits for nobody then.
 

@@ -41,7 +41,8 @@ class Session:
     :param peer: names it in errors.
     :param abort_fd: readable: every wait ends.
     :param error_fd: what the back end signals when it can't serve a ring any more.
-    :param foreign: not a worker of ours: GET_VRING_BASE may not wait for requests in flight.
+    :param foreign: not a worker of ours, and a device with requests: GET_VRING_BASE may not wait
+        for those in flight.
     :param limit: seconds that an ordinary request may take.
     :param on_config_change, on_hang_up: called on the main loop; must not wait.
     """

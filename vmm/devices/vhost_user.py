@@ -69,6 +69,8 @@ class VhostUserDevice(VirtioDevice):
     core_features = 0
     wanted_protocol = WANTED_PROTOCOL  # protocol features to take
     queues_option = "num-queues"  # says how many queues there are
+    # Whoever stops a foreign back end must see its requests end; frames are none.
+    has_requests = True
 
     def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop,
                  queue_sizes: Sequence[int], feature_mask: int, foreign: bool) -> None:
@@ -109,7 +111,7 @@ class VhostUserDevice(VirtioDevice):
                 self._hung_up()
 
         session = Session(fd, self._peer, self._memory, self._loop, self._abort_fd,
-                          self._error_fd, foreign, REQUEST_LIMIT,
+                          self._error_fd, foreign and self.has_requests, REQUEST_LIMIT,
                           self._config_went_stale, hung_up)
         return session
 

@@ -30,6 +30,10 @@ class Node:
         self.config = config
         self.device_id: str | None = None
 
+    def is_busy(self) -> bool:
+        """A process that is ending still has what is open: nobody else can open it yet."""
+        return False
+
     def close(self) -> None:
         """Let go of what is open. Harmless when closed."""
         raise NotImplementedError

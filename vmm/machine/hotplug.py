@@ -39,6 +39,9 @@ DEAD_LIMIT = 20.0
 # ... for the replacement of a worker that is under way.
 RELEASE_LIMIT = 15.0
 RELEASE_POLL = 0.01
+# ... for a process that was killed to be gone, and its descriptors with it.
+FREE_LIMIT = 2.0
+FREE_POLL = 0.001
 MAX_NODES = 64
 
 
@@ -115,9 +118,24 @@ class Hotplug:
         if node.device_id is not None:
             raise ConfigError(f"{family.backend.capitalize()} {name} is in use by the device "
                               f"'{node.device_id}'", "remove the device first: device_del")
-        node.close()
-        del nodes[name]
-        done(None)
+
+        def close() -> None:
+            node.close()
+            del nodes[name]
+            done(None)
+
+        self.when_free(node, close)
+
+    def when_free(self, node: Node, then: Callable[[], object],
+                  deadline: float | None = None) -> None:
+        """Call `then` when those who end and still have what `node` has open are gone: whoever
+        is told by `then` that it is free can open it again. Main loop, in a turn."""
+        if deadline is None:
+            deadline = time.monotonic() + FREE_LIMIT
+        if not node.is_busy() or time.monotonic() > deadline:
+            then()
+        else:
+            self._vm.loop.call_later(FREE_POLL, lambda: self.when_free(node, then, deadline))
 
     # ---- plugging --------------------------------------------------------------------------
 
@@ -341,6 +359,15 @@ class Hotplug:
     def _gone(self, slot: Slot, device: Device, done: Done, drained: bool) -> None:
         if device.worker is not None:
             device.worker.kill()
+        assert slot.family is not None
+        node = next((node for node in slot.family.nodes(self._machine).values()
+                     if node.device_id == device.id), None)
+        if node is None:
+            self._leave(slot, device, done, drained)
+        else:
+            self.when_free(node, lambda: self._leave(slot, device, done, drained))
+
+    def _leave(self, slot: Slot, device: Device, done: Done, drained: bool) -> None:
         slot.occupant = None
         slot.vhost.rename(slot.empty_name)
         slot.vhost.show_empty()
@@ -380,6 +407,7 @@ class Hotplug:
         if not slot.device.has_null:
             done(DeviceError("nobody else can answer for it"))
             return
+        slot.vhost.show_failed()
         self._vm.off_loop(lambda: device.vhost.lost("it is given up"),
                           lambda _: self._null.attach(slot.answered, done))
 

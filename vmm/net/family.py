@@ -36,6 +36,7 @@ class NetFamily(Family):
 
     def __init__(self, config: VmConfig) -> None:
         self.macs = MacSource(config.uuid)
+        self._nics: list[VirtioNet] = []
         for device in config.devices:
             given = parse_mac(device.options.get("mac", ""))
             if given is not None:
@@ -48,12 +49,19 @@ class NetFamily(Family):
     def make_empty(self, id: str, memory: GuestMemory, loop: EventLoop,
                    config: VmConfig) -> VirtioNet:
         """See `Family.make_empty`."""
-        return VirtioNet(id, -1, memory, loop, foreign=False, mac=self.macs.take())
+        device = VirtioNet(id, -1, memory, loop, foreign=False, mac=self.macs.take())
+        self.know(device)
+        return device
+
+    def know(self, device: VirtioNet) -> None:
+        """A slot's NIC, empty or not: no two may have one address."""
+        self._nics.append(device)
 
     def open(self, config: NetdevConfig, others: Mapping[str, NetNode]) -> NetNode:
         """See `Family.open`."""
-        from vmm.net.node import open_netdev  # not needed before the guest runs
+        from vmm.net.node import check_others, open_netdev  # not needed before the guest runs
 
+        check_others(config, others.values())
         return open_netdev(config)
 
     def not_found(self, name: str) -> DeviceError:
@@ -72,23 +80,31 @@ class NetFamily(Family):
         if len(node.taps) != device.pairs:
             raise ConfigError(f"netdev '{node.config.id}' has {len(node.taps)} queues, the NIC of "
                               f"this slot has {device.pairs}", f"use queues={device.pairs}")
-        return NetWorkers(nursery, node, id, self._mac(device, options), max(device.queue_sizes),
+        device.next_mac = self._choose(device, options.get("mac", ""))
+        return NetWorkers(nursery, node, id, device.next_mac, max(device.queue_sizes),
                           device.nic_state)
 
-    @staticmethod
-    def _mac(device: VirtioNet, options: Mapping[str, str]) -> bytes:
-        return parse_mac(options.get("mac", "")) or device.mac
+    def _choose(self, device: VirtioNet, text: str) -> bytes:
+        """The address of the NIC that comes to this slot: the user's, else the one that a driver
+        which is up has had from this slot already, unless another NIC has got it meanwhile."""
+        others = {nic.mac for nic in self._nics if nic is not device and nic.is_present}
+        given = parse_mac(text)
+        if given is None:
+            return device.mac if device.mac not in others else self.macs.take()
+        if given in others:
+            raise ConfigError(f"Another NIC has the address {format_mac(given)}",
+                              "give each NIC an address of its own")
+        self.macs.reserve(given)
+        return given
 
     def show(self, device: VirtioNet, node: NetNode, options: Mapping[str, str]) -> None:
         """See `Family.show`."""
-        device.show_nic(self._mac(device, options))
+        device.show_nic()
 
     def warn(self, id: str, device: VirtioNet, node: NetNode,
              options: Mapping[str, str]) -> None:
         """See `Family.warn`."""
-        mac = self._mac(device, options)
-        if mac != device.mac:
-            self.macs.reserve(mac)
-            log.warning(f"Device {id} has the address {format_mac(mac)}: a driver that is up "
-                        f"learns it when it probes the next time, and keeps "
+        if device.next_mac != device.mac:
+            log.warning(f"Device {id} has the address {format_mac(device.next_mac)}: a driver that "
+                        f"is up learns it when it probes the next time, and keeps "
                         f"{format_mac(device.mac)} until then")

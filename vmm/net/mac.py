@@ -48,10 +48,6 @@ class MacSource:
         """The user has chosen this one."""
         self._used.add(mac)
 
-    def release(self, mac: bytes) -> None:
-        """Nobody has it any more."""
-        self._used.discard(mac)
-
     def take(self) -> bytes:
         """One that this VM doesn't use yet."""
         while True:

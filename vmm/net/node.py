@@ -16,23 +16,45 @@ from vmm.machine.family import Node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vmm.config.model import NetdevConfig
+    from vmm.worker.process import WorkerProcess
 
 
 class NetNode(Node):
-    """A network back end: open taps, one descriptor a queue pair, or a foreign back end's name."""
+    """A network back end: open taps, one descriptor a queue pair, or a foreign back end's name.
 
-    __slots__ = ("taps",)
+    workers: those that were given the taps and may live.
+    """
+
+    __slots__ = ("taps", "workers")
 
     def __init__(self, config: NetdevConfig, taps: list[int]) -> None:
         super().__init__(config)
         self.taps = taps
+        self.workers: list[WorkerProcess] = []
+
+    def is_busy(self) -> bool:
+        """See `Node.is_busy`: a tap is free when the last process that has it is gone."""
+        return any(worker.is_doomed and worker.state != "dead" for worker in self.workers)
 
     def close(self) -> None:
         """Close the taps."""
         taps, self.taps = self.taps, []
         for fd in taps:
             os.close(fd)
+
+
+def check_others(config: NetdevConfig, others: Iterable[NetNode]) -> None:
+    """A tap with several queues could be opened again, and each would have some of its frames.
+
+    :raises ConfigError: another back end of this VM has the interface.
+    """
+    for other in others:
+        if config.ifname and config.ifname == other.config.ifname:
+            raise ConfigError(f"{config.option}: Tap device already in use: '{config.ifname}': "
+                              f"netdev '{other.config.id}' has it", "take another one")
 
 
 def open_netdev(config: NetdevConfig) -> NetNode:

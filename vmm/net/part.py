@@ -26,7 +26,7 @@ class NicPart(Part):
         super().__init__(config, name)
         self._queue_size = int(config.options["queue-size"])
         self._mac = b""
-        self._state = NicState(link_up=True)
+        self._state = NicState()
         self._pairs = 1
 
     def start(self, builder: Builder) -> None:
@@ -57,7 +57,10 @@ class NicPart(Part):
         else:
             netdev = builder.config.netdevs[self.config.options["netdev"]]
             socket_fd = connect_backend(builder.config.chardevs[netdev.chardev])
-        return VirtioNet(self.name, socket_fd, builder.machine.memory, builder.loop,
-                         foreign=self.worker is None, pairs=self._pairs,
-                         queue_size=self._queue_size, mac=self._mac,
-                         mtu=int(self.config.options["host_mtu"]), state=self._state)
+        device = VirtioNet(self.name, socket_fd, builder.machine.memory, builder.loop,
+                           foreign=self.worker is None, pairs=self._pairs,
+                           queue_size=self._queue_size, mac=self._mac,
+                           mtu=int(self.config.options["host_mtu"]), state=self._state)
+        family: NetFamily = builder.machine.family("net")  # type: ignore[assignment]
+        family.know(device)
+        return device

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from shared.errors import SharedError
 from vmm.errors import WorkerSpawnError
 from vmm.worker.plain import PlainWorkers
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.devices.virtio_net import NicState
     from vmm.net.node import NetNode
     from vmm.worker.nursery import Nursery
@@ -44,4 +47,20 @@ class NetWorkers(PlainWorkers):
             raise WorkerSpawnError(f"No memory for the NIC '{self._id}': "
                                    f"{error.strerror}") from error
         self._fds.update((f"tap{i}", fd) for i, fd in enumerate(self._node.taps))
-        return super().spawn(opened, keep)
+        worker = super().spawn(opened, keep)
+        self._node.workers = [*self._living(), worker]
+        return worker
+
+    def _living(self) -> list[WorkerProcess]:
+        return [worker for worker in self._node.workers if worker.state != "dead"]
+
+    def tell_link(self, told: Callable[[str], None]) -> int:
+        """Tell all workers, one that is about to take over too, whether the link is up; how many.
+        `told(problem)` comes for each of them, "" if it has obeyed. Main loop."""
+        living = [worker for worker in self._living() if not worker.is_doomed]
+        for worker in living:
+            try:
+                worker.orders.send("link", told, up=self._state.link_up)
+            except SharedError as error:
+                told(str(error))
+        return len(living)

@@ -225,6 +225,11 @@ class WorkerProcess:
             except OSError:
                 pass  # it has ended, the loop will see
 
+    @property
+    def is_doomed(self) -> bool:
+        """`kill` was called: it ends, or has ended."""
+        return self._doomed
+
     def discard(self) -> None:
         """It never served: end it, close the connection if nobody took it."""
         self.kill()

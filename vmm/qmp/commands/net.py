@@ -6,7 +6,6 @@ from shared import log
 from vmm.config.model import NET_LIMITS, VmConfig
 from vmm.config.net import MAX_RATE, read_netdev
 from vmm.config.options import SubOptions
-from vmm.errors import DeviceError
 from vmm.net import change
 from vmm.qmp.errors import DeviceNotFound, QmpError
 from vmm.qmp.registry import DEFERRED, Argument, Command
@@ -64,6 +63,9 @@ def _read(request: Request, arguments: dict[str, Any],
     values = {name: value if isinstance(value, str) else
               {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
               for name, value in arguments.items()}
+    if values.get("type", "tap") != "tap":
+        raise QmpError(f"The argument 'type' can't be '{values['type'][:100]}'",
+                       "tap alone can be added; foreign back ends are there from the start")
     single, several = values.pop("fd", ""), values.pop("fds", "")
     if single and several:
         raise QmpError("fd is conflict with fds", "give one of them")
@@ -88,8 +90,9 @@ def _read(request: Request, arguments: dict[str, Any],
 
 def _netdev_add(request: Request) -> object:
     vm = request.vm
+    hotplug, family = vm.hotplug, vm.family("net")  # what fails does so before anything is taken
     netdev, descriptors = _read(request, request.arguments, "netdev_add")
-    vm.hotplug.add_node(vm.family("net"), netdev, descriptors.finish(request.done))
+    hotplug.add_node(family, netdev, descriptors.finish(request.done))
     return DEFERRED
 
 
@@ -103,11 +106,7 @@ def _netdev_replace(request: Request) -> object:
     """`id` is the device's; its link never goes down, and no frame that was taken is lost."""
     device = _nic(request, request.arguments["id"])
     netdev, descriptors = _read(request, request.arguments, "netdev_replace")
-    done = descriptors.finish(request.done)
-    try:
-        change.replace_tap(request.vm, device, netdev, done)
-    except DeviceError as error:
-        done(error)
+    change.replace_tap(request.vm, device, netdev, descriptors.finish(request.done))
     return DEFERRED
 
 
@@ -122,8 +121,8 @@ def _set_link(request: Request) -> object:
     """QEMU's `set_link` calls it `name`, StratoVirt's `netlink_set` `id`."""
     arguments = request.arguments
     name = arguments["name"] if "name" in arguments else arguments["id"]
-    change.set_link(_nic(request, name), arguments["up"])
-    return {}
+    change.set_link(request.vm, _nic(request, name), arguments["up"], request.done)
+    return DEFERRED
 
 
 def _optional(*names: str, type: str = "str") -> tuple[Argument, ...]:
