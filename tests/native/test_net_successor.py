@@ -60,7 +60,8 @@ def flows(plane: NetPlane, count: int = 64) -> None:
     """Frames of as many connections, which the tap deals out to its queues."""
     with plane.namespace.packet_socket() as peer:
         for port in range(count):
-            ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 46, 1, 0, 64, 17, 0, b"\n\0\0\1", b"\n\0\0\2")
+            ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 46, 1, 0, 64, 17, 0, b"\n\0\0\1",
+                             b"\n\0\0\2")
             udp = struct.pack(">HHHH", 1000 + port, 2000, 26, 0)
             peer.send(MAC + OTHER + b"\x08\x00" + ip + udp + bytes(18))
 
@@ -72,7 +73,7 @@ def test_pairs_that_come_back_receive_again(make: Make) -> None:  # noqa: F811
         assert set_pairs(plane, 3) == OK
         before = [plane.counters[i].packets for i in (0, 2, 4)]
         flows(plane)
-        wait_until(lambda: all(plane.counters[i].packets > old  # noqa: B023
+        wait_until(lambda: all(plane.counters[i].packets > old
                                for i, old in zip((0, 2, 4), before, strict=True)),  # noqa: B023
                    "frames on every pair")
         assert set_pairs(plane, 1) == OK

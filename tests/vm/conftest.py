@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.capabilities import require
 from tests.support.guest import guest
+from tests.support.net_namespace import NetNamespace
 from tests.support.test_vm import TestVm
 
 if TYPE_CHECKING:
@@ -39,3 +40,30 @@ def start_vm(tmp_path: Path) -> Iterator[Callable[..., TestVm]]:
     yield start
     for vm in started:
         vm.close()
+
+
+@pytest.fixture
+def namespace() -> Iterator[NetNamespace]:
+    """A network namespace with a persistent tap, `tap0`, that is up."""
+    require("net_admin")
+    namespace = NetNamespace()
+    namespace.persistent_tap()
+    yield namespace
+    namespace.close()
+
+
+@pytest.fixture
+def start_nic_vm(start_vm: Callable[..., TestVm], namespace: NetNamespace
+                 ) -> Callable[..., TestVm]:
+    """`start_vm` in the namespace. With `netdev` and `nic`, options of -netdev tap and -device,
+    the VM has a NIC (ids net0 and nic0) on it; `netdev=""`: none."""
+
+    def start(*arguments: str | Path, netdev: str = "ifname=tap0", nic: str = "",
+              **options: object) -> TestVm:
+        line = list(arguments)
+        if netdev:
+            line += ["-netdev", f"tap,id=net0,{netdev}",
+                     "-device", f"virtio-net-device,netdev=net0,id=nic0{nic}"]
+        return namespace.run(lambda: start_vm(*line, **options))
+
+    return start
