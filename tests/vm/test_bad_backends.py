@@ -30,6 +30,9 @@ END = 15.0
 BEHAVIOURS = [hostile_backend.silent, hostile_backend.deaf_after_features,
               hostile_backend.garbage, hostile_backend.huge_reply, hostile_backend.hang_up,
               hostile_backend.flood, hostile_backend.dribble]
+DEVICES = {"blk": ["-device", "vhost-user-blk-device,chardev=b,id=foreign"],
+           "net": ["-netdev", "vhost-user,id=n,chardev=b", "-device",
+                   "virtio-net-device,netdev=n,id=foreign"]}
 
 
 def promptly(vm: TestVm, command: str) -> Any:
@@ -40,13 +43,14 @@ def promptly(vm: TestVm, command: str) -> Any:
     return result
 
 
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES.keys())
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda b: b.__name__)
 def test_a_bad_back_end_holds_up_nothing(start_vm: Start, tmp_path: Path,
-                                         behaviour: Callable[..., None]) -> None:
+                                         behaviour: Callable[..., None],
+                                         device: list[str]) -> None:
     path = tmp_path / "backend.sock"
     with HostileBackend(path, behaviour) as backend:
-        vm = start_vm("-chardev", f"socket,id=b,path={path}",
-                      "-device", "vhost-user-blk-device,chardev=b,id=foreign")
+        vm = start_vm("-chardev", f"socket,id=b,path={path}", *device)
         assert backend.seen.wait(10)
         for _ in range(3):
             assert promptly(vm, "query-status")["status"] == "running"
