@@ -65,12 +65,10 @@ class VhostUserDevice(VirtioDevice):
     gone; `on_needed()` asks for the first one.  Both are called on any thread, must not wait.
     """
 
-    # What the core itself offers and serves, whatever the back end is (config space bits).
-    core_features = 0
+    core_features = 0  # what the core itself offers and serves: bits of the config space
     wanted_protocol = WANTED_PROTOCOL  # protocol features to take
     queues_option = "num-queues"  # says how many queues there are
-    # Whoever stops a foreign back end must see its requests end; frames are none.
-    has_requests = True
+    has_requests = True  # who stops a foreign back end must see them end; frames are none
 
     def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop,
                  queue_sizes: Sequence[int], feature_mask: int, foreign: bool) -> None:

@@ -59,7 +59,8 @@ class NetDevice(BackendDevice):
         self._pairs = len(taps)
         self._control = control
         self._log = log
-        self._ufo = _takes_ufo(taps[0])
+        # Who offers a control queue offers no UFO; the question would change a tap that serves.
+        self._ufo = not control and _takes_ufo(taps[0])
         self._running: set[int] = set()
         # Both are held as long as the data plane writes to them.
         self._page = ffi.from_buffer("uint8_t[]", bytearray(page_bytes("net", self.queue_count))
