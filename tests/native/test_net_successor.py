@@ -201,7 +201,7 @@ def test_a_successor_leaves_the_tap_alone_until_it_serves(make: Make) -> None:  
     first.offer(2000, 60)
     error = ffi.new("int *")
     other = lib.sv_net_create(ffi.new("int[]", first.taps), 1, True, 256, MAC,
-                              ffi.new("struct sv_net_limits[2]", [(0, 0)] * 2),
+                              ffi.new("struct sv_rate[2]", [(0, 0)] * 2),
                               ffi.new("struct sv_net_counters[]", 3),
                               ffi.cast("struct sv_net_state *", state), error)
     assert other != ffi.NULL
