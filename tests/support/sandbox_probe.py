@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from shared.sandbox import policy
 from workers import nursery
 from workers.blk.service import Service
+from workers.net import service as net
+from workers.null.device import NullNic
 from workers.startup import confine
 
 if TYPE_CHECKING:
@@ -153,7 +155,28 @@ def run_small(device: str, fds: dict[str, int], options: dict[str, object],
     reporter.tell("error", text=f"result: {call(*arguments)}")
 
 
+def run_nic(device: str, fds: dict[str, int], options: dict[str, object],
+            reporter: Reporter) -> None:
+    """What a net worker does, or the null worker for a NIC without `tap0`, but for serving. Among
+    the arguments the name of a descriptor stands for its number."""
+    held: object
+    if "tap0" in fds:
+        held = net.Service([fds["tap0"]], {"control": True}, None, fds["state"], reporter.log)
+        name = "net"
+    else:
+        held = NullNic(1, 256, bytes(6), net.map_state(fds["state"]), reporter.log)
+        name = "null"
+    arguments = options["arguments"]
+    assert isinstance(arguments, list)
+    stages = confine(f"sv-{name}")
+    reporter.tell("started", stages=list(stages), engine="")
+    result = call(*(fds.get(a, a) if isinstance(a, str) else a for a in arguments))
+    reporter.tell("error", text=f"result: {result}")
+    del held
+
+
 def main() -> None:
     """As workers.nursery.main, with probes."""
-    nursery.entries = lambda: {"blk": run, **dict.fromkeys(SMALL_KINDS, run_small)}
+    nursery.entries = lambda: {"blk": run, "net": run_nic, "null": run_nic,
+                               **dict.fromkeys(SMALL_KINDS, run_small)}
     nursery.main()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from vmm.errors import StateError
+from vmm.errors import DeviceError, StateError
+from vmm.machine import hotplug as hotplug_module
 from vmm.machine.hotplug import Hotplug
 
 if TYPE_CHECKING:
@@ -192,3 +193,67 @@ def test_no_null_worker_leaves_the_disk_where_it_was() -> None:
     timers.pop()()  # from a timer: nobody above catches anything
     assert isinstance(answers[0], StateError) and stuck.calls == ["watch"]
     assert not stuck.worker.stopping and not stuck.hotplug._queue
+
+
+# ---- back ends that somebody still has ---------------------------------------------------------
+
+
+class Waiting:
+    """A VM whose timers are run by hand."""
+
+    def __init__(self) -> None:
+        self.timers: list[Callable[[], None]] = []
+        self.busy = True
+        self.node = SimpleNamespace(is_busy=lambda: self.busy, device_id=None,
+                                    close=lambda: self.calls.append("close"))
+        self.calls: list[str] = []
+        self.nodes = {"n": self.node}
+        family = SimpleNamespace(nodes=lambda machine: self.nodes, backend="netdev",
+                                 add="netdev_add")
+        vm = SimpleNamespace(run_state="running", loop=SimpleNamespace(
+            call_later=lambda delay, call: self.timers.append(call)))
+        self.hotplug = Hotplug(vm, None, None)  # type: ignore[arg-type]
+        self.hotplug.delete_node(family, "n",  # type: ignore[arg-type]
+                                 lambda error: self.calls.append(f"answer {error}"))
+
+    def run(self) -> None:
+        timers, self.timers = self.timers, []
+        for call in timers:
+            call()
+
+
+def test_a_back_end_is_free_when_it_is_answered() -> None:
+    waiting = Waiting()
+    for _ in range(3):
+        waiting.run()
+        assert waiting.calls == [] and waiting.nodes
+    waiting.busy = False
+    waiting.run()
+    assert waiting.calls == ["close", "answer None"] and not waiting.nodes and not waiting.timers
+
+
+def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hotplug_module, "FREE_LIMIT", 0.0)
+    waiting = Waiting()
+    while waiting.timers:
+        waiting.run()
+    assert waiting.calls == ["close", "answer None"]
+
+
+@pytest.mark.parametrize("slots", [True, False])
+def test_a_device_that_is_given_up(slots: bool) -> None:
+    """It shows that before the null back end answers for it."""
+    stuck = Stuck(ends=True)
+    stuck.device.show_failed = lambda: stuck.calls.append("failed")
+    stuck.slot.occupant.slot = 0
+    if not slots:
+        stuck.slot.family = None
+    answers: list[Exception | None] = []
+    stuck.hotplug.give_up(cast("Device", stuck.slot.occupant), answers.append)
+    if slots:
+        assert stuck.calls == ["failed", "lost", "null"] and answers == [None]
+    else:
+        assert stuck.calls == [] and isinstance(answers[0], DeviceError)
+    stuck.machine.devices = {}
+    stuck.hotplug.give_up(cast("Device", stuck.slot.occupant), answers.append)
+    assert answers[1] is None  # it went meanwhile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 class FakeOrders:
     def __init__(self) -> None:
         self.sent: list[tuple[str, dict[str, Any]]] = []
+        self.fds: list[list[int]] = []
 
     def send(self, name: str, done: object, fds: list[int], **values: Any) -> None:
-        assert len(fds) == 1
         self.sent.append((name, values))
+        self.fds.append(fds)
 
 
 class FakeDevice:
@@ -40,8 +42,6 @@ class FakeDevice:
         return {"queues": 1}, []
 
     def replace_backend(self, fd: int, deadline: float, drain: bool) -> None:
-        import os
-
         os.close(fd)
         assert not drain
         self.calls.append("replaced")
@@ -109,6 +109,7 @@ def test_one_worker_for_all(world: World) -> None:
         world.attach(device)
     assert len(world.workers) == 1
     assert world.workers[0].orders.sent == [("serve", {"queues": 1})] * 6
+    assert all(len(fds) == 1 for fds in world.workers[0].orders.fds)
     assert all(device.calls == ["replaced"] for device in devices)
 
 
@@ -167,3 +168,25 @@ def test_no_worker_to_be_had(world: World) -> None:
     errors: list[Exception | None] = []
     world.null.attach(FakeDevice(), errors.append)  # type: ignore[arg-type]
     assert isinstance(errors[0], WorkerSpawnError)
+
+
+def test_a_device_sends_its_descriptors_along(world: World) -> None:
+    device = FakeDevice()
+    device.null_order = lambda: ({"device": "net"}, [71, 72])  # type: ignore[method-assign]
+    world.attach(device)
+    orders = world.workers[0].orders
+    assert orders.sent == [("serve", {"device": "net"})]
+    assert orders.fds[0][1:] == [71, 72]
+
+
+def test_a_device_that_has_no_descriptors_to_give(world: World) -> None:
+    def fails() -> tuple[dict[str, object], list[int]]:
+        raise OSError(24, "Too many open files")
+
+    device = FakeDevice()
+    device.null_order = fails  # type: ignore[method-assign]
+    errors: list[Exception | None] = []
+    before = len(os.listdir("/proc/self/fd"))
+    world.null.attach(device, errors.append)  # type: ignore[arg-type]
+    assert isinstance(errors[0], WorkerSpawnError) and "Too many open files" in str(errors[0])
+    assert len(os.listdir("/proc/self/fd")) == before
