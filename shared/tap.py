@@ -28,8 +28,11 @@ TUNGETIFF = 0x800454D2
 TUNSETVNETHDRSZ = 0x400454D8
 TUNSETVNETLE = 0x400454DC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x0001  # linux/sockios.h, linux/if.h
-_IFREQ = Struct("16sH22x")
+_IFF_TUN_EXCL = 0x8000
+_TEMPLATE = b"svtap%d"  # the kernel puts a number in
+# linux/sockios.h, linux/if.h
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCBRADDIF, _IFF_UP = 0x8913, 0x8914, 0x89A2, 0x0001
+_IFREQ, _IFREQ_INDEX = Struct("16sH22x"), Struct("16si20x")
 _INT = Struct("i")
 
 DEVICE = "/dev/net/tun"
@@ -82,6 +85,24 @@ def bring_up(name: str) -> None:
         sock.close()
 
 
+def join_bridge(name: str, bridge: str) -> None:
+    """Make an interface a port of a bridge (Linux net/bridge/br_ioctl.c, SIOCBRADDIF).
+
+    :raises TapError: one of them isn't there, or no permission.
+    """
+    raw = check_name(bridge)
+    sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC)
+    try:
+        index = if_nametoindex(os.fsdecode(check_name(name)))
+        fcntl.ioctl(sock, _SIOCBRADDIF, _IFREQ_INDEX.pack(raw, index))
+    except OSError as error:
+        raise TapError(f"'{name}' can't join the bridge '{bridge}': {error.strerror}",
+                       f"is it a bridge? ip link show type bridge; ip link set {name} master "
+                       f"{bridge}") from error
+    finally:
+        sock.close()
+
+
 def open_tap(name: str, queues: int = 1) -> list[int]:
     """One descriptor a queue of the tap `name`, which is made if it doesn't exist.
 
@@ -92,15 +113,44 @@ def open_tap(name: str, queues: int = 1) -> list[int]:
     try:
         if queues == 1:
             fds.append(_attach_one(raw, name))
-        while len(fds) < queues:
-            fds.append(_attach(raw, name, queues, _IFF_MULTI_QUEUE))
-        for fd in fds:
-            _set_header(fd, name)
+        _attach_rest(fds, raw, name, queues)
     except BaseException:
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         raise
     return fds
+
+
+def make_tap(name: str, queues: int = 1) -> tuple[str, list[int]]:
+    """A tap that wasn't there before, and goes with its last descriptor: its name, and one
+    descriptor a queue.
+
+    :param name: "": one that is free.
+    :raises TapError: there is such an interface, or there is no permission.
+    """
+    raw = check_name(name) if name else _TEMPLATE
+    fds: list[int] = []
+    try:
+        fds.append(_attach(raw, name or "svtap0", queues,
+                           _IFF_TUN_EXCL | (_IFF_MULTI_QUEUE if queues > 1 else 0)))
+        raw, _ = _interface(fds[0])
+        _attach_rest(fds, raw, _text(raw), queues)
+    except BaseException:
+        close_all(fds)
+        raise
+    return _text(raw), fds
+
+
+def close_all(fds: list[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)
+
+
+def _attach_rest(fds: list[int], raw: bytes, name: str, queues: int) -> None:
+    while len(fds) < queues:
+        fds.append(_attach(raw, name, queues, _IFF_MULTI_QUEUE))
+    for fd in fds:
+        _set_header(fd, name)
 
 
 def _attach_one(raw: bytes, name: str) -> int:
@@ -120,6 +170,9 @@ def _attach(raw: bytes, name: str, queues: int, more: int) -> int:
         fcntl.ioctl(fd, TUNSETIFF, _IFREQ.pack(raw, flags))
     except OSError as error:
         os.close(fd)
+        if error.errno == errno.EBUSY and more & _IFF_TUN_EXCL:
+            raise TapError(f"There is an interface '{name}' already",
+                           "take another name, or use it as it is") from error
         raise _refused(name, queues, error) from error
     return fd
 
@@ -156,11 +209,7 @@ def adopt_taps(fds: Sequence[int]) -> None:
     """
     first = b""
     for number, fd in enumerate(fds):
-        try:
-            name, flags = _IFREQ.unpack(fcntl.ioctl(fd, TUNGETIFF, bytes(_IFREQ.size)))
-        except OSError as error:
-            raise TapError(f"Descriptor {fd} is no open tap: {error.strerror}",
-                           "open /dev/net/tun and attach it with TUNSETIFF") from error
+        name, flags = _interface(fd)
         if not flags & _IFF_TAP or not flags & _IFF_NO_PI or not flags & _IFF_VNET_HDR:
             raise TapError(f"Descriptor {fd} is of the wrong kind",
                            "attach it with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")
@@ -169,7 +218,29 @@ def adopt_taps(fds: Sequence[int]) -> None:
                            "attach all with IFF_MULTI_QUEUE to one name")
         first = name
         os.set_blocking(fd, False)
-        _set_header(fd, name.rstrip(b"\0").decode(errors="replace"))
+        _set_header(fd, _text(name))
+
+
+def tap_name(fd: int) -> str:
+    """The interface that a descriptor belongs to now: it may have been renamed.
+
+    :raises TapError: to none, or no more.
+    """
+    return _text(_interface(fd)[0])
+
+
+def _interface(fd: int) -> tuple[bytes, int]:
+    """Its name and flags."""
+    try:
+        name, flags = _IFREQ.unpack(fcntl.ioctl(fd, TUNGETIFF, bytes(_IFREQ.size)))
+    except OSError as error:
+        raise TapError(f"Descriptor {fd} is no open tap: {error.strerror}",
+                       "open /dev/net/tun and attach it with TUNSETIFF") from error
+    return name.rstrip(b"\0"), flags
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")
 
 
 def _set_header(fd: int, name: str) -> None:
