@@ -101,6 +101,10 @@ class Vm:
         """Character devices by id."""
         return self.machine.chardevs if self.machine else {}
 
+    def slots(self) -> Sequence[Slot]:
+        """The slots of the machine, by number."""
+        return self.machine.slots if self.machine else ()
+
     def workers(self) -> list[WorkerProcess]:
         """The worker processes of this VM's devices, and the null worker if there is one."""
         workers = [d.worker for d in self.devices.values() if d.worker is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tests.support import fake_nics
 from vmm.config.model import ChardevConfig, DriveConfig, VmConfig
 from vmm.devices.virtio_balloon import GuestStatistics
 from vmm.errors import DeviceError, StateError, VmmError
@@ -160,9 +161,13 @@ class FakeVm:
         self.error: VmmError | None = None
         self.ended = False
         self._waiting: list[Callable[[], None]] = []
+        self.nics = fake_nics.slots(self.nets)
 
     def family(self, name: str) -> str:
         return name
+
+    def slots(self) -> list[fake_nics.FakeSlot]:
+        return self.nics
 
     def workers(self) -> list[Any]:
         disks = (d for d in self.devices.values() if d is not self.balloon)

@@ -1,12 +1,15 @@
-"""Network back ends and links: `netdev_add`, `netdev_del`, `netdev_replace`, `set_link`."""
+"""Network back ends and links: `netdev_add`, `netdev_del`, `netdev_replace`, `set_link`,
+`query-nics`."""
 
 from __future__ import annotations
 
 from shared import log
+from shared.tap import TapError, tap_name
 from vmm.config.model import NET_LIMITS, VmConfig
 from vmm.config.net import MAX_RATE, read_netdev
 from vmm.config.options import SubOptions
 from vmm.net import change
+from vmm.net.mac import format_mac
 from vmm.qmp.errors import DeviceNotFound, QmpError
 from vmm.qmp.registry import DEFERRED, Argument, Command
 
@@ -16,7 +19,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vmm.config.model import NetdevConfig
+    from vmm.devices.virtio_net import VirtioNet
     from vmm.machine.machine import Device
+    from vmm.machine.slots import Slot
+    from vmm.net.node import NetNode
     from vmm.qmp.connection import Request
 
     Done = Callable[[Exception | None], None]
@@ -125,12 +131,46 @@ def _set_link(request: Request) -> object:
     return DEFERRED
 
 
+def _query_nics(request: Request) -> object:
+    """A command of our own: every NIC slot, the empty ones too."""
+    vm = request.vm
+    nodes = {node.device_id: node for node in vm.nets.values() if node.device_id is not None}
+    return [_describe(slot, nodes) for slot in vm.slots()
+            if slot.family is not None and slot.family.name == "net"]
+
+
+def _describe(slot: Slot, nodes: dict[str, NetNode]) -> dict[str, object]:
+    nic: VirtioNet = slot.device  # type: ignore[assignment]
+    told: dict[str, object] = {"slot": slot.index, "mac": format_mac(nic.mac),
+                               "queues": nic.pairs, "link-up": nic.nic_state.link_up}
+    if slot.occupant is None:
+        return told
+    told["device"] = slot.occupant.id
+    node = nodes.get(slot.occupant.id)
+    if node is not None:
+        told.update({"netdev": node.config.id, "type": node.config.kind,
+                     "limits": dict(node.config.limits)})
+        if node.taps:
+            try:
+                # By the descriptor: it may have been handed in, or renamed since.
+                told["ifname"] = tap_name(node.taps[0])
+            except TapError:
+                pass  # somebody has deleted the interface
+    return told
+
+
 def _optional(*names: str, type: str = "str") -> tuple[Argument, ...]:
     return tuple(Argument(name, type, optional=True, low=0 if type == "str" else None)
                  for name in names)
 
 
-TYPES: dict[str, dict[str, str] | tuple[str, ...]] = {}
+TYPES: dict[str, dict[str, str] | tuple[str, ...]] = {
+    "NicInfo": {"slot": "int", "mac": "str", "queues": "int", "link-up": "bool",
+                "device?": "str", "netdev?": "str", "type?": "NetBackendType", "ifname?": "str",
+                "limits?": "NetLimits"},
+    "NetBackendType": ("tap", "vhost-user"),
+    "NetLimits": {f"{name}?": "int" for name in NET_LIMITS},
+}
 
 _LIMITS = tuple(Argument(name, "int", optional=True, low=0, high=MAX_RATE) for name in NET_LIMITS)
 
@@ -146,4 +186,5 @@ COMMANDS = (
             Argument("queues", "int", optional=True, low=1, high=16), *_LIMITS),
     Command("set_link", _set_link, Argument("name", "str", high=255), Argument("up", "bool")),
     Command("netlink_set", _set_link, Argument("id", "str", high=255), Argument("up", "bool")),
+    Command("query-nics", _query_nics, returns="[NicInfo]"),
 )

@@ -95,6 +95,10 @@ def _query_kvm(request: Request) -> object:
     return {"enabled": present and os.access("/dev/kvm", os.R_OK | os.W_OK), "present": present}
 
 
+def _query_memory_size(request: Request) -> object:
+    return {"base-memory": request.vm.config.memory.size if request.vm.vcpus else 0}
+
+
 def _query_target(request: Request) -> object:
     return {"arch": "x86_64"}
 
@@ -126,6 +130,7 @@ TYPES: dict[str, dict[str, str] | tuple[str, ...]] = {
     "UuidInfo": {"UUID": "str"},
     "KvmInfo": {"enabled": "bool", "present": "bool"},
     "TargetInfo": {"arch": "str"},
+    "MemoryInfo": {"base-memory": "int"},
     "MachineInfo": {"cpu-max": "int", "deprecated": "bool", "hotpluggable-cpus": "bool",
                     "name": "str", "numa-mem-supported": "bool"},
     "IOThreadInfo": {"id": "str", "poll-grow": "int", "poll-max-ns": "int", "poll-shrink": "int",
@@ -141,6 +146,7 @@ COMMANDS = (
     Command("query-name", _query_name, returns="NameInfo"),
     Command("query-uuid", _query_uuid, returns="UuidInfo"),
     Command("query-kvm", _query_kvm, returns="KvmInfo"),
+    Command("query-memory-size-summary", _query_memory_size, returns="MemoryInfo"),
     Command("query-target", _query_target, returns="TargetInfo"),
     Command("query-machines", _query_machines, returns="[MachineInfo]"),
     Command("query-iothreads", _query_iothreads, returns="[IOThreadInfo]"),

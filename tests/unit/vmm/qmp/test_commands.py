@@ -133,6 +133,27 @@ def test_query_cpus(client):
         "qom-path": "/machine/unattached/device[1]", "target": "x86_64", "thread-id": 8440}
 
 
+def test_query_nics(harness, client):
+    told = {"slot": 0, "mac": "52:54:00:12:34:56", "queues": 1, "link-up": True}
+    assert client.command("query-nics") == [
+        {**told, "device": "nic0", "netdev": "net0", "type": "tap",
+         "limits": {"rx-bytes": 1 << 20}},
+        {**told, "slot": 1}]
+    harness.vm.nets["net0"].taps.append(12345)  # it is open no more
+    harness.vm.nics[1].device.nic_state.link_up = False
+    first, second = client.command("query-nics")
+    assert "ifname" not in first
+    assert second["link-up"] is False
+    harness.vm.nics[0].family = None  # a slot of something else
+    assert client.command("query-nics") == [second]
+
+
+def test_query_memory_size(harness, client):
+    assert client.command("query-memory-size-summary") == {"base-memory": 256 << 20}
+    harness.vm.vcpus = []
+    assert client.command("query-memory-size-summary") == {"base-memory": 0}
+
+
 def test_topology():
     cpu = CpuConfig()
     cpu.sockets, cpu.dies, cpu.clusters, cpu.cores, cpu.threads = 2, 3, 2, 5, 2
