@@ -46,13 +46,14 @@ def ctl_json(*arguments: str | Path, **more: Any) -> Any:
 class Terminal:
     """It runs on a pseudo terminal: `output` grows, `type` types."""
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, **more: str) -> None:
         self.output = b""
         self._taken = 0
         self.master, follower = pty.openpty()
         self.follower = follower
         self.process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdin=follower,
-                                        stdout=follower, stderr=follower, env=environment(),
+                                        stdout=follower, stderr=follower,
+                                        env=environment(**more),
                                         start_new_session=True)
 
     def type(self, data: bytes) -> None:
@@ -73,7 +74,7 @@ class Terminal:
             if ready:
                 self.output += os.read(self.master, 65536)
             elif time.monotonic() > deadline or self.process.poll() is not None:
-                raise VmFailure(f"no {text!r} on the terminal: {self.output!r}")
+                raise VmFailure(f"no {text!r} on the terminal: …{self.output[-2000:]!r}")
         self._taken = at + len(text)
 
     def wait(self, limit: float = LIMIT) -> int:

@@ -78,7 +78,7 @@ def test_stop_cont_quit(web: TestVm, run_dir: Path) -> None:
     ctl("powerdown", "web", *where)
     web.qmp.wait_event("POWERDOWN")
     ctl("quit", "web", *where)
-    assert web.wait() == 0
+    assert web.process.poll() == 0  # not merely about to end
     assert "There is no VM 'web'" in ctl("status", "web", *where, status=1)
     assert ctl_json("ps", *where) == []
 
@@ -188,6 +188,56 @@ def test_top_on_a_terminal(web: TestVm, run_dir: Path) -> None:
         os.kill(terminal.process.pid, signal.SIGINT)
         assert terminal.wait() == 0
         assert b"Traceback" not in terminal.output
+
+
+def test_top_ends_with_the_vm(web: TestVm, run_dir: Path) -> None:
+    with Terminal("top", "web", "--run-dir", run_dir, "-i", "0.1") as terminal:
+        terminal.wait_for(b"blk0")
+        os.kill(web.process.pid, signal.SIGKILL)
+        web.process.wait(10)
+        assert terminal.wait() == 0
+        terminal.wait_for(b"web: no such VM any more")
+
+
+def test_top_follows_who_comes_and_goes(web: TestVm, start_vm: Start, run_dir: Path) -> None:
+    """Another VM takes the place of one: the same name, another process."""
+    with Terminal("top", "--run-dir", run_dir, "-i", "0.1") as terminal:
+        terminal.wait_for(str(web.process.pid).encode())
+        web.qmp.command("quit")
+        web.wait()
+        terminal.wait_for(b"no VMs")
+        (run_dir / "web/qmp.sock").unlink(missing_ok=True)
+        other = start_vm("-qmp", f"unix:{run_dir}/web/qmp.sock,server,nowait", qmp=False)
+        terminal.wait_for(str(other.process.pid).encode())
+        terminal.type(b"q")
+        assert terminal.wait() == 0
+
+
+def test_a_vm_whose_socket_was_handed_in(start_vm: Start, run_dir: Path, tmp_path: Path) -> None:
+    """Whoever made the socket isn't the VM."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{run_dir}/web/qmp.sock")
+        listener.listen(8)
+        vm = start_vm("-chardev", f"socket,id=m,fd={listener.fileno()},server=on,wait=off",
+                      "-mon", "chardev=m,mode=control", pass_fds=(listener.fileno(),))
+    wait_for_qmp(run_dir)
+    where = ("--run-dir", str(run_dir))
+    assert ctl_json("ps", *where)[0]["pid"] == vm.process.pid
+    assert ctl_json("top", "web", "-n", "1", "-i", "0.1", *where)[0]["pid"] == vm.process.pid
+    ctl("quit", "web", *where)
+    assert vm.wait() == 0
+
+
+def test_a_vm_that_hangs(web: TestVm, run_dir: Path) -> None:
+    where = ("--run-dir", str(run_dir))
+    os.kill(web.process.pid, signal.SIGSTOP)
+    try:
+        listed, = ctl_json("ps", *where)
+        assert listed["state"] == "unreachable" and "no answer in time" in listed["reason"]
+        assert ctl("__complete", *where, "detach", "web", "") == ""
+    finally:
+        os.kill(web.process.pid, signal.SIGCONT)
+    assert ctl_json("ps", *where)[0]["state"] == "running"
 
 
 # ---- the console ---------------------------------------------------------------------------

@@ -18,3 +18,11 @@ class QmpRefused(CtlError):
     def __init__(self, error_class: str, what: str) -> None:
         super().__init__(what)
         self.error_class = error_class
+
+
+class NoAnswerError(CtlError, TimeoutError):
+    """The VM didn't answer in time."""
+
+
+class GoneError(CtlError):
+    """The VM closed the connection, as it does when it ends."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from vmm.ctl import output, processes
-from vmm.ctl.errors import CtlError, QmpRefused
+from vmm.ctl import output
+from vmm.ctl.answers import dicts, inner, number, optional, text
+from vmm.ctl.balloon import total_memory
+from vmm.ctl.errors import CtlError
+from vmm.ctl.processes import Snapshot
 from vmm.ctl.vms import QUICK
 
 if TYPE_CHECKING:
@@ -17,91 +21,93 @@ if TYPE_CHECKING:
 _AT_ONCE = 16
 
 
-def dicts(answer: Any) -> list[dict[str, Any]]:
-    """The objects of a list; whatever else a VM says is left out."""
-    return [entry for entry in answer if isinstance(entry, dict)] if isinstance(
-        answer, list) else []
-
-
-def optional(client: QmpClient, command: str) -> Any:
-    """A query's result; None where this VM doesn't know it or has no such device."""
-    try:
-        return client.command(command)
-    except QmpRefused:
-        return None
+def first_thread(cpus: list[dict[str, Any]]) -> int:
+    """A thread of the VM, as it says; 0: it says nothing. For `Snapshot.core`."""
+    return next((thread for cpu in cpus if (thread := number(cpu, "thread-id"))), 0)
 
 
 def process_of(client: QmpClient) -> int:
-    """The pid of the VM; 0: it can't be told.
+    """The pid of the VM; 0: it can't be told."""
+    cpus = dicts(optional(client, "query-cpus-fast"))
+    return Snapshot().core(client.pid, first_thread(cpus))
 
-    Whoever made the listening socket; the VM's own word where that was somebody else, as
-    with a socket that was handed in.
+
+# ---- ps ------------------------------------------------------------------------------------
+
+
+def ps(vms: list[Vm], where: str, as_json: bool) -> int:
+    """List VMs; one that doesn't answer is listed as unreachable.
+
+    :param where: they were looked for, for people.
     """
-    for cpu in dicts(optional(client, "query-cpus-fast")):
-        thread = cpu.get("thread-id")
-        if isinstance(thread, int) and 0 < thread < 1 << 22:
-            return processes.thread_group(thread) or client.pid
-    return client.pid
-
-
-def ps(vms: list[Vm], as_json: bool) -> int:
-    """List VMs; one that doesn't answer is listed as unreachable."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = list(pool.map(_summary, vms))
+        try:
+            found = list(pool.map(_summary, vms))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    processes = Snapshot()
+    for entry in found:
+        if "pid" in entry:
+            entry["pid"] = processes.core(entry["pid"], entry.pop("thread"))
+            used = processes.usage(entry["pid"])
+            entry["guest-bytes"], entry["own-bytes"] = used.guest, used.own
     if as_json:
         output.print_json(found)
+    elif found:
+        output.print_table("", ("NAME", "STATE", ">PID", ">CPUS", ">DEVICES", ">RAM",
+                                ">IN USE", ">OWN", "QMP"), [_ps_row(entry) for entry in found])
     else:
-        output.print_table("", ("NAME", "STATE", ">PID", ">CPUS", ">DEVICES", ">GUEST RAM",
-                                ">OWN", "QMP"),
-                           [_ps_row(entry) for entry in found])
+        print(f"There are no VMs in {output.printable(where)}", file=sys.stderr)
     return 0
-
-
-def _ps_row(entry: dict[str, Any]) -> tuple[object, ...]:
-    if entry["state"] == "unreachable":
-        return entry["name"], entry["state"], "", "", "", "", "", entry["qmp"]
-    return (entry["name"], entry["state"], entry["pid"], entry["cpus"], entry["devices"],
-            output.human_bytes(entry["guest-bytes"]), output.human_bytes(entry["own-bytes"]),
-            entry["qmp"])
 
 
 def _summary(vm: Vm) -> dict[str, Any]:
     try:
         with vm.connect(QUICK) as client:
             status = client.command("query-status")
-            pid = process_of(client)
-            used = processes.usage(pid)
-            return {"name": vm.name, "state": _state(status), "pid": pid,
-                    "cpus": len(dicts(optional(client, "query-cpus-fast"))),
-                    "devices": len(dicts(optional(client, "query-workers"))),
-                    "guest-bytes": used.guest, "own-bytes": used.own, "qmp": vm.path}
+            cpus = dicts(optional(client, "query-cpus-fast"))
+            return {"name": vm.name, "state": text(status, "status") or "?", "pid": client.pid,
+                    "thread": first_thread(cpus), "cpus": len(cpus),
+                    "memory-bytes": total_memory(client),
+                    "devices": len(dicts(optional(client, "query-workers"))), "qmp": vm.path}
     except CtlError as error:
         return {"name": vm.name, "state": "unreachable", "qmp": vm.path, "reason": str(error)}
 
 
-def _state(status: Any) -> str:
-    return str(status.get("status", "?")) if isinstance(status, dict) else "?"
+def _ps_row(entry: dict[str, Any]) -> tuple[object, ...]:
+    if entry["state"] == "unreachable" and "pid" not in entry:
+        return entry["name"], entry["state"], "", "", "", "", "", "", entry["qmp"]
+    return (entry["name"], entry["state"], entry["pid"] or "?", entry["cpus"], entry["devices"],
+            _bytes(entry["memory-bytes"]), output.human_bytes(entry["guest-bytes"]),
+            output.human_bytes(entry["own-bytes"]), entry["qmp"])
+
+
+# ---- status --------------------------------------------------------------------------------
 
 
 def status(vm: Vm, as_json: bool) -> int:
-    """One VM: state, workers, disks, consoles."""
+    """One VM: state, memory, workers, disks, NICs, consoles."""
     with vm.connect() as client:
         answer = client.command("query-status")
-        name = optional(client, "query-name")
-        pid = process_of(client)
-        balloon = optional(client, "query-balloon")
-        used = processes.usage(pid)
+        cpus = dicts(optional(client, "query-cpus-fast"))
         told: dict[str, Any] = {
-            "name": vm.name, "state": _state(answer), "pid": pid, "qmp": vm.path,
-            "title": name.get("name", "") if isinstance(name, dict) else "",
-            "cpus": dicts(optional(client, "query-cpus-fast")),
-            "guest-bytes": used.guest, "own-bytes": used.own, "processes": used.processes,
-            "cpu-seconds": round(used.cpu, 2),
-            "balloon": balloon.get("actual") if isinstance(balloon, dict) else None,
+            "name": vm.name, "state": text(answer, "status") or "?", "pid": 0, "qmp": vm.path,
+            "title": text(optional(client, "query-name"), "name"), "cpus": cpus,
+            "memory-bytes": total_memory(client),
+            "balloon": number(optional(client, "query-balloon"), "actual"),
             "workers": dicts(optional(client, "query-workers")),
             "block": dicts(optional(client, "query-block")),
+            "nics": dicts(optional(client, "query-nics")),
             "chardevs": dicts(optional(client, "query-chardev")),
         }
+    processes = Snapshot()
+    told["pid"] = processes.core(client.pid, first_thread(cpus))
+    used = processes.usage(told["pid"])
+    told.update({"guest-bytes": used.guest, "own-bytes": used.own,
+                 "cpu-seconds": round(used.cpu, 2),
+                 "processes": [{"pid": member.pid, "name": member.name,
+                                "own-bytes": member.private} for member in used.members]})
     if as_json:
         output.print_json(told)
     else:
@@ -110,63 +116,88 @@ def status(vm: Vm, as_json: bool) -> int:
 
 
 def _draw_status(told: dict[str, Any]) -> None:
-    facts = [("state", told["state"]), ("pid", told["pid"]), ("name", told["title"] or "-"),
-             ("cpus", len(told["cpus"])),
-             ("guest RAM in use", output.human_bytes(told["guest-bytes"])),
-             ("own memory", f"{output.human_bytes(told['own-bytes'])} in {told['processes']} "
-                            "processes"),
-             ("cpu time", f"{told['cpu-seconds']:.2f} s")]
-    if isinstance(told["balloon"], int):
+    given = output.human_bytes(told["guest-bytes"])
+    if told["memory-bytes"] is not None:
+        given = f"{given} in use of {output.human_bytes(told['memory-bytes'])}"
+    facts = [("state", told["state"]), ("pid", told["pid"] or "?"), ("name", told["title"] or "-"),
+             ("cpus", len(told["cpus"])), ("guest RAM", given)]
+    if told["balloon"] is not None:
         facts.append(("balloon leaves", output.human_bytes(told["balloon"])))
+    facts += [("own memory", f"{output.human_bytes(told['own-bytes'])} in "
+                             f"{len(told['processes'])} processes"),
+              ("cpu time", f"{told['cpu-seconds']:.2f} s")]
     output.print_table(told["name"], ("", ""), facts)
-    if told["workers"]:
-        output.print_table("workers", ("DEVICE", "KIND", "STATE", ">PID", ">RESTARTS", "ENGINE"),
-                           [[worker.get(key, "") for key in ("device", "kind", "state", "pid",
-                                                             "restarts", "engine")]
-                            for worker in told["workers"]])
-    if told["block"]:
-        output.print_table("disks", ("DRIVE", "DEVICE", ">SIZE", "ACCESS", "IMAGE"),
-                           [_disk_row(entry) for entry in told["block"]])
-    if told["chardevs"]:
-        output.print_table("consoles and other chardevs", ("LABEL", "WHERE"),
-                           [(entry.get("label", ""), entry.get("filename", ""))
-                            for entry in told["chardevs"]])
+    for title, columns, rows in (
+            ("workers", ("DEVICE", "KIND", "STATE", ">PID", ">RESTARTS", "ENGINE", "REASON"),
+             [_row(worker, "device", "kind", "state", "pid", "restarts", "engine", "reason")
+              for worker in told["workers"]]),
+            ("disks", ("DRIVE", "DEVICE", ">SIZE", "ACCESS", "IMAGE"),
+             [_disk_row(entry) for entry in told["block"]]),
+            ("network cards", (">SLOT", "DEVICE", "LINK", "MAC", ">QUEUES", "BACK END", "TAP",
+                               "LIMITS"),
+             [_nic_row(nic) for nic in told["nics"] if "device" in nic]),
+            ("consoles and other chardevs", ("LABEL", "WHERE"),
+             [_row(entry, "label", "filename") for entry in told["chardevs"]])):
+        if rows:
+            print()
+            output.print_table(title, columns, rows)
+
+
+def _row(entry: dict[str, Any], *names: str) -> tuple[object, ...]:
+    return tuple(entry.get(name, "") for name in names)
 
 
 def _disk_row(entry: dict[str, Any]) -> tuple[object, ...]:
-    inserted = entry.get("inserted")
-    node = inserted if isinstance(inserted, dict) else {}
-    image = node.get("image")
-    size = image.get("virtual-size") if isinstance(image, dict) else None
-    return (node.get("node-name", ""), entry.get("qdev", ""),
-            output.human_bytes(size) if isinstance(size, int) else "",
-            "read only" if node.get("ro") else "read/write", node.get("file", ""))
+    node = inner(entry, "inserted")
+    return (text(node, "node-name"), text(entry, "qdev"),
+            _bytes(number(inner(node, "image"), "virtual-size")),
+            "read only" if node.get("ro") is True else "read/write", text(node, "file"))
+
+
+def _nic_row(nic: dict[str, Any]) -> tuple[object, ...]:
+    limits = inner(nic, "limits")
+    link = nic.get("link-up")
+    missing = {"vhost-user": "vhost-user", "tap": "gone"}.get(text(nic, "type"), "?")
+    return (*_row(nic, "slot", "device"),
+            "up" if link is True else "down" if link is False else "?",
+            *_row(nic, "mac", "queues"), text(nic, "netdev") or "?",
+            text(nic, "ifname") or missing,
+            ", ".join(f"{name} {_limit(name, value)}/s" for name in sorted(limits)
+                      if (value := number(limits, name))))
+
+
+def _limit(name: str, value: int) -> str:
+    return output.human_bytes(value) if name.endswith("bytes") else output.human_count(value)
+
+
+def _bytes(value: int | None) -> str:
+    return "" if value is None else output.human_bytes(value)
+
+
+# ---- events --------------------------------------------------------------------------------
 
 
 def events(vm: Vm, as_json: bool, count: int | None) -> int:
     """Print events as they come, until the VM ends, `count` have come, or Ctrl-C."""
     import json
 
-    shown = 0
     with vm.connect() as client:
-        for event in client.each_event():
-            if count is not None and shown >= count:
-                break
+        for shown, event in enumerate(client.each_event(), 1):
             if as_json:
                 output.print_json(event)
             else:
                 data = event.get("data") or {}
                 print(_when(event.get("timestamp")), output.printable(event.get("event", "?")),
                       json.dumps(data) if data else "", flush=True)
-            shown += 1
-            if count is not None and shown >= count:
+            if shown == count:
                 break
     return 0
 
 
 def _when(timestamp: Any) -> str:
+    seconds, micros = number(timestamp, "seconds"), number(timestamp, "microseconds")
     try:
-        seconds, micros = int(timestamp["seconds"]), int(timestamp["microseconds"])
-        return f"{time.strftime('%F %T', time.localtime(seconds))}.{micros % 1_000_000:06d}"
-    except (TypeError, KeyError, ValueError, OverflowError, OSError):
+        return (f"{time.strftime('%F %T', time.localtime(seconds))}.{micros % 1_000_000:06d}"
+                if seconds is not None and micros is not None else "-")
+    except (ValueError, OverflowError, OSError):
         return "-"

@@ -10,7 +10,8 @@ import os
 import stat
 
 from vmm.ctl.errors import CtlError
-from vmm.ctl.qmp import QmpClient
+from vmm.ctl.output import printable
+from vmm.ctl.qmp import LIMIT, QmpClient
 
 SYSTEM_FOLDER = "/run/stratovirt"
 SOCKET = "qmp.sock"
@@ -27,11 +28,13 @@ class Vm:
         self.name = name
         self.path = path
 
-    def connect(self, timeout: float | None = None) -> QmpClient:
-        """A connection to it. :raises CtlError: nobody is there."""
-        if timeout is None:
-            return QmpClient(self.path, self.name)
-        return QmpClient(self.path, self.name, timeout)
+    def connect(self, total: float | None = None) -> QmpClient:
+        """A connection to it.
+
+        :param total: seconds for all that is done over it; without it each answer has its limit.
+        :raises CtlError: nobody is there.
+        """
+        return QmpClient(self.path, self.name, LIMIT if total is None else total, total)
 
 
 def default_folder() -> str:
@@ -54,15 +57,14 @@ def list_vms(folder: str) -> list[Vm]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise CtlError(f"Can't read the run directory {folder}: {error.strerror}",
-                       "use --run-dir or --qmp") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from None
     found: dict[str, Vm] = {}
-    for entry in sorted(names):
+    for entry in names:
         path = os.path.join(folder, entry)
         inside = os.path.join(path, SOCKET)
         if _is_socket(inside):
-            found[entry] = Vm(entry, inside)
+            found[entry] = Vm(entry, inside)  # a folder goes before a socket, as in find_vm
         elif entry.endswith(SUFFIX) and entry != SUFFIX and _is_socket(path):
             name = entry.removesuffix(SUFFIX)
             found.setdefault(name, Vm(name, path))
@@ -72,16 +74,30 @@ def list_vms(folder: str) -> list[Vm]:
 def find_vm(folder: str, name: str) -> Vm:
     """The VM of this name. :raises CtlError: there is none, or no such name is possible."""
     if not name or "/" in name or "\0" in name or name in (".", ".."):
-        raise CtlError(f"'{name}' can't be the name of a VM", "--qmp takes a socket's path")
+        raise CtlError(f"'{printable(name)}' can't be the name of a VM",
+                       "--qmp takes a socket's path")
     for path in (os.path.join(folder, name, SOCKET), os.path.join(folder, name + SUFFIX)):
-        if _is_socket(path):
-            return Vm(name, path)
-    raise CtlError(f"There is no VM '{name}' in {folder}",
+        try:
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                return Vm(name, path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:
+            raise _unreadable(os.path.dirname(path), error) from None
+    raise CtlError(f"There is no VM '{printable(name)}' in {printable(folder)}",
                    "stratoctl ps lists those that there are; --qmp takes a socket's path")
+
+
+def _unreadable(folder: str, error: OSError | ValueError) -> CtlError:
+    reason = getattr(error, "strerror", None) or str(error)
+    hint = ("be the VMs' user, or root" if isinstance(error, PermissionError)
+            else "use --run-dir or --qmp")
+    return CtlError(f"Can't read the run directory {printable(folder)}: {printable(reason)}",
+                    hint)
 
 
 def _is_socket(path: str) -> bool:
     try:
         return stat.S_ISSOCK(os.stat(path).st_mode)
-    except OSError:
+    except (OSError, ValueError):
         return False
