@@ -1,4 +1,4 @@
-"""`stratoctl` and network cards: taps in a namespace of the test's, where VM and client both run."""
+"""`stratoctl` and network cards: taps in a namespace of the test's, with VM and client in it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ PROC = "/proc"
 MAX_PID = 1 << 22  # linux/threads.h, PID_MAX_LIMIT
 # What the processes of a VM are called (docs/workers.md).
 _HELPERS = ("sv-nursery", "sv-null")
-_WORKERS = tuple(f"sv-{kind}-" for kind in KINDS)
+_WORKERS = (*(f"sv-{kind}-" for kind in KINDS), "sv-con-")
 _PRIVATE, _GUEST = ("RssAnon",), ("RssShmem", "HugetlbPages")
 
 

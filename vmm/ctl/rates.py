@@ -69,18 +69,19 @@ class Rates:
                 flow.count = self.rates.get(count, 0.0)
                 flow.bytes = self.rates.get(moved, 0.0)
             return first, second
-        if self.kind != "net":
+        if self.kind not in _COUNTED:
             return None, None
-        # Pairs of a receive and a transmit queue, then the control queue (virtio 1.2, 5.1.2).
-        pairs = len(page.counters) // 2
-        for number in range(2 * pairs):
+        # Even queues receive, odd ones transmit, others are for commands.
+        for number in range(len(page.counters) & ~1):
+            if number in _CONTROL.get(self.kind, ()):
+                continue
             flow = second if number % 2 else first
             queue, old = page.counters[number], _queue(before, number)
-            for name in ("packets", "bytes", "dropped"):
-                value = queue.get(name, 0)
-                grown = _grown(value, old.get(name, value)) / seconds
-                member = {"packets": "count", "bytes": "bytes", "dropped": "dropping"}[name]
-                setattr(flow, member, getattr(flow, member) + grown)
+            grown = {name: _grown(value, old.get(name, value)) / seconds
+                     for name, value in queue.items()}
+            flow.count += grown.get(_COUNTED[self.kind], 0.0)
+            flow.bytes += grown.get("bytes", 0.0)
+            flow.dropping += grown.get("dropped", 0.0)
             flow.dropped = min(flow.dropped + queue.get("dropped", 0), _LARGEST - 1)
         return first, second
 
@@ -110,10 +111,15 @@ class Rates:
 
     def activity(self) -> str:
         """What a device did that has no columns of its own, for people."""
+        if self.kind == "console" and self.incoming is not None and self.outgoing is not None:
+            return (f"typed {human_bytes(self.incoming.bytes)}/s  "
+                    f"shown {human_bytes(self.outgoing.bytes)}/s  "
+                    f"unheard {human_bytes(self.rates.get('unheard', 0.0))}/s")
         known = _ACTIVITIES.get(self.kind)
-        if known is not None:
+        if known is not None:  # the first one always, what seldom happens once it has
             return "  ".join(f"{label} {show(self.rates[name])}/s" for label, name, show in known
-                             if name in self.rates)
+                             if self.totals.get(name) or (name in self.rates and (
+                                 name == known[0][1])))
         return "  ".join(f"{name.replace('_', '-')} {_measure(name)(rate)}/s"
                          for name, rate in self.rates.items()
                          if self.totals[name] and name != "errors")
@@ -143,13 +149,19 @@ def _pages(rate: float) -> str:
     return human_bytes(rate * _PAGE)
 
 
+# Kinds whose queues are pairs: what their counters call one packet; and queues for commands
+# beside those behind the last pair (virtio 1.2, 5.1.2 and 5.3.2).
+_COUNTED = {"net": "packets", "console": "chains"}
+_CONTROL = {"console": (2, 3)}
+
 # Kinds that have no columns of their own: what it is called, the counter, how it is written.
 _ACTIVITIES: dict[str, tuple[tuple[str, str, Callable[[float], str]], ...]] = {
     "balloon": (("taken", "inflated_pages", _pages), ("given back", "deflated_pages", _pages),
                 ("reported free", "reported_pages", _pages),
-                ("freed on the host", "removed_bytes", human_bytes)),
+                ("freed on the host", "removed_bytes", human_bytes),
+                ("not freed", "failed_bytes", human_bytes), ("refused", "refused_pages", _pages)),
     "rng": (("random", "bytes", human_bytes), ("requests", "chains", human_count),
-            ("throttled", "throttled", human_count)),
+            ("throttled", "throttled", human_count), ("starved", "starved", human_count)),
 }
 
 

@@ -90,7 +90,8 @@ def test_a_process_whose_memory_we_cannot_see(proc: Proc) -> None:
 
 @pytest.mark.parametrize(("child", "is_one"), [
     ("sv-nursery", True), ("sv-null", True), ("sv-blk-x", True), ("sv-net-", True),
-    ("sv-nursery2", False), ("sv-other-x", False), ("blk", False), ("sv-blk", False)])
+    ("sv-con-x", True), ("sv-nursery2", False), ("sv-other-x", False), ("blk", False),
+    ("sv-blk", False)])
 def test_what_is_a_vm(proc: Proc, child: str, is_one: bool) -> None:
     proc.add(10)
     proc.add(11, child, parent=10)

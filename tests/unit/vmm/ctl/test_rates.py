@@ -103,18 +103,32 @@ def test_a_kind_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told["errors"] == 1 and "in-per-second" not in told
 
 
+def test_a_console() -> None:
+    """Two ports, and between them the queues for control."""
+    def console(n: int) -> Page:
+        return page("console", *({"chains": k * n, "bytes": 100 * k * n, "unheard": n}
+                                 for k in (1, 2, 40, 50, 3, 4)))
+
+    rates = Rates(console(2), console(1), 1.0)
+    assert flow(rates.incoming) == (4.0, 400.0, 0, 0.0)
+    assert flow(rates.outgoing) == (6.0, 600.0, 0, 0.0)
+    assert rates.activity() == "typed 400 B/s  shown 600 B/s  unheard 6 B/s"
+    assert rates.as_json()["out-bytes-per-second"] == 600.0
+
+
 def test_a_balloon_and_a_source_of_random_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     if "balloon" not in RECORDS:
-        add_kind(monkeypatch, "balloon", "inflated_pages", "deflated_pages", "reported_pages",
-                 "removed_bytes")
-    if "rng" not in RECORDS:
-        add_kind(monkeypatch, "rng", "chains", "bytes", "throttled")
-    rates = Rates(page("balloon", {"inflated_pages": 512, "removed_bytes": 2 << 20}),
-                  page("balloon", {}), 1.0)
-    assert rates.activity() == ("taken 2.0 MiB/s  given back 0 B/s  reported free 0 B/s  "
-                                "freed on the host 2.0 MiB/s")
+        add_kind(monkeypatch, "balloon", "inflated_pages", "deflated_pages", "removed_bytes",
+                 "failed_bytes")
+    given = {"inflated_pages": 512, "removed_bytes": 2 << 20, "failed_bytes": 4096}
+    rates = Rates(page("balloon", given), page("balloon", {}), 1.0)
+    assert rates.activity() == ("taken 2.0 MiB/s  freed on the host 2.0 MiB/s  "
+                                "not freed 4.0 KiB/s")
+    rates = Rates(page("balloon", given), page("balloon", given), 1.0)
+    assert rates.activity() == "taken 0 B/s  freed on the host 0 B/s  not freed 0 B/s"
+    assert Rates(page("balloon", {}), None, 1.0).activity() == "taken 0 B/s"
     rates = Rates(page("rng", {"bytes": 100, "chains": 2}), page("rng", {}), 1.0)
-    assert rates.activity() == "random 100 B/s  requests 2/s  throttled 0/s"
+    assert rates.activity() == "random 100 B/s  requests 2/s"
 
 
 def test_what_is_shown_is_what_is_counted() -> None:
@@ -124,6 +138,7 @@ def test_what_is_shown_is_what_is_counted() -> None:
             assert {name for _, name, _ in shown} <= set(RECORDS[kind].counters)
     assert {"reads", "writes", "read_bytes", "written_bytes", "flushes", "discards",
             "write_zeroes", "others", "errors"} <= set(RECORDS["blk"].counters)
+    assert {"chains", "bytes", "unheard"} <= set(RECORDS["console"].counters)
     assert {"packets", "bytes", "dropped", "errors"} <= set(RECORDS["net"].counters)
 
 
