@@ -77,7 +77,7 @@ def test_status_shows_links(host: Host) -> None:
     assert "down" in line and "52:54:00:00:00:07" in line and "rx-bytes 977 KiB/s" in line
     host.ctl("link", "web", "nic0", "up")
     assert nics(host)[0]["link-up"] is True
-    assert "no net dev" in host.ctl("link", "web", "nothing", "up", status=1)
+    assert "web has no network card 'x'" in host.ctl("link", "web", "x", "up", status=1)
 
 
 def test_a_tap_by_name_comes_and_goes(host: Host) -> None:

@@ -8,7 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vmm.ctl import processes
-from vmm.ctl.errors import CtlError, GoneError
+from vmm.ctl.errors import CtlError, GoneError, QmpRefused
+from vmm.ctl.output import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -60,5 +61,11 @@ def _open_process(pid: int) -> int:
 
 def set_link(client: QmpClient, args: argparse.Namespace) -> dict[str, Any]:
     """The link of a network card, as its driver is told it."""
-    client.command("set_link", {"name": args.nic, "up": args.state == "up"})
+    try:
+        client.command("set_link", {"name": args.nic, "up": args.state == "up"})
+    except QmpRefused as refused:
+        if refused.error_class != "DeviceNotFound":
+            raise
+        raise CtlError(f"{client.name} has no network card '{printable(args.nic, 100)}'",
+                       f"stratoctl status {client.name} lists them") from None
     return {}

@@ -108,7 +108,7 @@ def _open_pty(path: str, users: set[int]) -> int:
         raise CtlError(f"{printable(path)} is not a pseudo terminal",
                        "the VM is not to be trusted")
     try:
-        fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise CtlError(f"Can't open {path}: {error.strerror}", "is the VM running?") from None
     if not os.isatty(fd) or os.fstat(fd).st_uid not in users:

@@ -108,6 +108,8 @@ class Snapshot:
     def usage(self, pid: int) -> Usage:
         """Of the core `pid` and its children; zeroes where we may not look or it is gone."""
         used = Usage()
+        if not pid:
+            return used  # not the children of nobody
         members = [pid, *sorted(self._children.get(pid, ()))] if self.is_core(pid) else [pid]
         for member in members:
             process = self._found.get(member)

@@ -68,7 +68,7 @@ class Targets:
                 raise
             raise CtlError(f"Can't connect to {printable(vm.path)}: {error.strerror}",
                            "is the VM running?") from None
-        if self._strict and not pid:
+        if self._strict and not processes.alive(pid):
             raise CtlError(f"The processes of {printable(vm.name)} can't be seen from here",
                            "is it in another container? stratoctl status asks it")
         self._known[(vm.path, about.st_ino, about.st_ctime_ns)] = (pid, _started(pid))

@@ -45,6 +45,14 @@ def test_links(script: Script, state: str, up: bool) -> None:
     assert vm.asked("set_link") == [{"name": "nic0", "up": up}]
 
 
+@pytest.mark.parametrize(("error_class", "text"), [
+    ("DeviceNotFound", r"web has no network card 'a\?'; stratoctl status web lists them"),
+    ("GenericError", "web: no")])
+def test_no_link(script: Script, error_class: str, text: str) -> None:
+    with pytest.raises(CtlError, match=text):
+        run(script({"set_link": Refusal("no", error_class)}), "link", "web", "a\x1b", "up")
+
+
 # ---- the end -------------------------------------------------------------------------------
 
 

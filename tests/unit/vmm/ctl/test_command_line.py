@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.patience import PATIENT
 from vmm.ctl.command_line import Size, build_parser, parse
 
 
@@ -84,6 +85,7 @@ def test_help_of_every_command(capsys: pytest.CaptureFixture[str],
                 assert name in shown and "/run/100%/%s" in shown
 
 
+@PATIENT
 @given(st.text())
 def test_any_size(text: str) -> None:
     try:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.ctl import environment
+from tests.support.patience import PATIENT
 from tests.support.scripted_vm import Raw, ScriptedVm
 from vmm.ctl import completion, vms
 from vmm.ctl.command_line import NIC_LIMITS, build_parser
@@ -102,6 +103,7 @@ def test_a_vm_that_hangs_or_lies(script: Script, tmp_path: Path,
     assert candidates(build_parser(), ["--run-dir", "/dev/null", "status", ""]) == []
 
 
+@PATIENT
 @given(st.lists(st.text() | st.sampled_from([
     "--qmp", "--run-dir", "=", "--", "status", "attach-nic", "--limit", "-n", "--json", "--addr",
     "/missing"]), max_size=6))

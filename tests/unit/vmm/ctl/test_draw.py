@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from tests.support.patience import PATIENT
 from tests.support.stat_pages import add_kind, page
 from vmm.ctl import draw
 from vmm.ctl.draw import Column, build, chart, fit, plain
@@ -78,6 +79,7 @@ def test_fitting(name: str, width: int, widths: dict[int, int]) -> None:
     assert fit(COLUMNS, rows(name), width) == widths
 
 
+@PATIENT
 @given(st.text(max_size=50), st.integers(1, 200), st.integers(0, 5))
 def test_no_table_is_too_wide(name: str, width: int, count: int) -> None:
     written = io.StringIO()
@@ -103,6 +105,7 @@ def test_charts(values: list[float], full: float, drawn: str) -> None:
     assert chart(values, full) == drawn
 
 
+@PATIENT
 @given(st.lists(st.floats(0, 1e300), max_size=40), st.floats(0, 1e300))
 def test_any_chart(values: list[float], full: float) -> None:
     drawn = chart(values, full)

@@ -139,8 +139,12 @@ def test_a_socket_that_was_handed_in(script: Script, monkeypatch: pytest.MonkeyP
     assert Targets([Vm("liar", liar.path)], "", False).find() == {ME: "liar"}
 
 
-def test_a_vm_that_cannot_be_seen(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "peer_of", lambda sock: (0, -1))
+@pytest.mark.parametrize("pid", [0, 1 << 22])
+def test_a_vm_that_cannot_be_seen(script: Script, monkeypatch: pytest.MonkeyPatch,
+                                  pid: int) -> None:
+    """It is in another name space, or /proc hides processes of others (hidepid)."""
+    monkeypatch.setattr(targets, "peer_of", lambda sock: (pid, -1))
+    monkeypatch.setattr(Snapshot, "is_core", lambda self, pid: True)
     vm = Vm("web", script().path)
     with pytest.raises(CtlError, match="The processes of web can't be seen from here"):
         Targets([vm], "", False).find()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.patience import PATIENT
 from vmm.ctl.output import (
     human_bytes,
     human_count,
@@ -42,6 +43,7 @@ def test_times(value: float, text: str) -> None:
     assert human_time(value) == text
 
 
+@PATIENT
 @given(st.floats(0, 2.0**70))
 def test_no_number_is_wider_than_its_column(value: float) -> None:
     """The tables of `top` are made for it (vmm/ctl/draw.py)."""
@@ -70,6 +72,7 @@ def test_what_is_no_size(text: str) -> None:
         parse_bytes(text)
 
 
+@PATIENT
 @given(st.text())
 def test_any_text_is_a_size_or_refused(text: str) -> None:
     try:

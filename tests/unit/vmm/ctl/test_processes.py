@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.patience import PATIENT
 from vmm.ctl import processes
 from vmm.ctl.processes import Snapshot, read_process
 
@@ -117,6 +118,13 @@ def test_which_process_is_the_vm(proc: Proc) -> None:
     assert [member.pid for member in snapshot.usage(1).members] == [1]
 
 
+def test_nobody(proc: Proc) -> None:
+    """In a container processes from outside are children of 0."""
+    proc.add(11, "sv-nursery", parent=0, status=memory(4))
+    used = Snapshot().usage(0)
+    assert (used.own, used.members) == (0, [])
+
+
 def test_no_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "PROC", str(tmp_path / "missing"))
     assert Snapshot().usage(1).members == []
@@ -132,6 +140,7 @@ def test_the_real_one() -> None:
     assert Snapshot().usage(os.getpid()).own > 0
 
 
+@PATIENT
 @given(st.binary())
 def test_any_stat_file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     folder = tmp_path_factory.mktemp("proc", numbered=True)

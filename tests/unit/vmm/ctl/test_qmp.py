@@ -10,7 +10,10 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.support.patience import PATIENT
 from tests.support.scripted_vm import GREETING, Raw, Refusal, ScriptedVm, after_other_events
 from tests.support.test_vm import wait_until
 from vmm.ctl import qmp
@@ -237,6 +240,35 @@ def test_events_from_what_is_no_vm_any_more(script: Script) -> None:
         web.command("stop")
         with pytest.raises(CtlError, match="is not QMP"):
             list(web.each_event())
+
+
+# ---- anything ------------------------------------------------------------------------------
+
+
+_PIECES = st.binary(max_size=40) | st.sampled_from([
+    b"\n", b"\r\n", b"{", b"}", b"[", b"]", b'"', b"\\u0000", b"{}\n", b'{"event": "X"}\n',
+    b'{"return": 1, "id": 2}\n', b'{"return": 1}\n', b'{"id": 1, "return": 5}\n',
+    b'{"error": {}}\n', b'{"event": "X", "data": {"a": [1]}}\n', b'{"return": -0.0e999}\n',
+    b'{"a": "\\ud800"}\n', b'{"event": {}, "timestamp": []}\n', b"\xff"])
+
+
+@PATIENT
+@given(st.lists(_PIECES, max_size=12), st.booleans())
+def test_any_stream(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes],
+                    greeted: bool) -> None:
+    """It ends in an answer or in an error of ours, and says nothing that a terminal would obey."""
+    data = Raw(b"".join(pieces), close=True)
+    vm = ScriptedVm(tmp_path_factory.mktemp("vm", numbered=True) / "qmp.sock", {"stop": data},
+                    None if greeted else data)
+    try:
+        with client(vm) as web:
+            web.command("stop")
+            web.wait_event("X", {"a": [1]}, 1.0)
+            list(web.each_event())
+    except CtlError as error:
+        assert str(error).isprintable()
+    finally:
+        vm.close()
 
 
 # ---- connecting ----------------------------------------------------------------------------

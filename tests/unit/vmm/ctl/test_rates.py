@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.statistics import BUCKETS, KINDS, RECORDS, Page, bucket_range
+from tests.support.patience import PATIENT
 from tests.support.stat_pages import add_kind, page
 from vmm.ctl import rates as rates_module
 from vmm.ctl.rates import Rates, quantile
@@ -165,6 +166,7 @@ def test_quantiles() -> None:
     assert quantile(first, 0.5) == bucket_range(0)[1] / 2
 
 
+@PATIENT
 @given(st.lists(st.integers(0, 1 << 63), min_size=BUCKETS, max_size=BUCKETS))
 def test_any_buckets_have_quantiles(buckets: list[int]) -> None:
     median, high = quantile(buckets, 0.5), quantile(buckets, 0.99)
@@ -189,6 +191,7 @@ def any_page(draw: Any, kind: str) -> Page:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
+@PATIENT
 @given(data=st.data())
 def test_any_two_pages(kind: str, data: st.DataObject) -> None:
     before = data.draw(st.none() | any_page(kind))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.statistics import HEADER_BYTES, PREFIX
+from tests.support.patience import PATIENT
 from tests.support.stat_pages import encoded, page, write
 from tests.support.test_vm import wait_until
 from vmm.ctl import processes, sample
@@ -99,6 +100,7 @@ def test_no_folder(tmp_path: Path) -> None:
     assert read_pages(str(tmp_path / "missing")) == []
 
 
+@PATIENT
 @given(cut=st.integers(0, 4000), changes=st.lists(st.tuples(
     st.integers(0, HEADER_BYTES + 100), st.binary(min_size=1, max_size=8)), max_size=4))
 def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, cut: int,

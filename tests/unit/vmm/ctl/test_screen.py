@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.ctl import Terminal
+from tests.support.patience import PATIENT
 from tests.support.test_vm import wait_until
 from vmm.ctl.screen import next_action
 
@@ -34,6 +35,7 @@ def test_keys(typed: bytes, actions: list[str]) -> None:
     assert found == actions
 
 
+@PATIENT
 @given(st.binary())
 def test_any_keys(typed: bytes) -> None:
     while typed:

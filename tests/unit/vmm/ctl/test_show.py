@@ -9,9 +9,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.patience import PATIENT
 from tests.support.scripted_vm import Raw, Refusal, ScriptedVm
 from vmm.ctl import output, show, vms
 from vmm.ctl.answers import MOST, dicts, inner, number, text
@@ -93,7 +94,7 @@ def test_links_and_back_ends(script: Script, capsys: pytest.CaptureFixture[str],
     assert line.split() == ["0", "x", link, "m", "1", "n", tap]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@PATIENT
 @given(answers=st.dictionaries(st.sampled_from(QUERIES), _VALUES, max_size=len(QUERIES)))
 def test_any_answers(tmp_path_factory: pytest.TempPathFactory,
                      capsys: pytest.CaptureFixture[str], answers: dict[str, Any]) -> None:
@@ -210,6 +211,7 @@ def test_events_of_what_is_no_vm(script: Script) -> None:
 # ---- taking answers apart ------------------------------------------------------------------
 
 
+@PATIENT
 @given(_VALUES, st.sampled_from(MEMBERS))
 def test_what_is_not_there_is_nothing(answer: Any, name: str) -> None:
     assert isinstance(text(answer, name), str)
