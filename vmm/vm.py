@@ -349,8 +349,9 @@ class Vm:
             self.supervisor  # noqa: B018  # it looks at every worker when it is made
 
     def _watch_slot(self, slot: Slot) -> None:
-        """A slot's device always gets a back end again."""
-        if not slot.replaceable and not slot.device.has_null:
+        """A slot's device always gets a back end again, unless it is somebody else's."""
+        worker = slot.occupant is not None and slot.occupant.kind is not None
+        if not slot.replaceable and not (worker and slot.device.has_null):
             return
         device = slot.answered
         if device.on_lost is None:

@@ -407,7 +407,8 @@ class Hotplug:
         if not slot.device.has_null:
             done(DeviceError("nobody else can answer for it"))
             return
-        slot.vhost.show_failed()
+        if slot.family is not None:
+            slot.vhost.show_failed()
         self._vm.off_loop(lambda: device.vhost.lost("it is given up"),
                           lambda _: self._null.attach(slot.answered, done))
 

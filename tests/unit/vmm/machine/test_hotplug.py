@@ -240,18 +240,20 @@ def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     assert waiting.calls == ["close", "answer None"]
 
 
-@pytest.mark.parametrize("slots", [True, False])
-def test_a_device_that_is_given_up(slots: bool) -> None:
-    """It shows that before the null back end answers for it."""
+@pytest.mark.parametrize(("family", "null"), [(True, True), (False, True), (False, False)])
+def test_a_device_that_is_given_up(family: bool, null: bool) -> None:
+    """That of a family shows it before the null back end answers for it."""
     stuck = Stuck(ends=True)
     stuck.device.show_failed = lambda: stuck.calls.append("failed")
+    stuck.device.has_null = null
+    stuck.slot.answered = stuck.device
     stuck.slot.occupant.slot = 0
-    if not slots:
+    if not family:
         stuck.slot.family = None
     answers: list[Exception | None] = []
     stuck.hotplug.give_up(cast("Device", stuck.slot.occupant), answers.append)
-    if slots:
-        assert stuck.calls == ["failed", "lost", "null"] and answers == [None]
+    if null:
+        assert stuck.calls == [*["failed"] * family, "lost", "null"] and answers == [None]
     else:
         assert stuck.calls == [] and isinstance(answers[0], DeviceError)
     stuck.machine.devices = {}
