@@ -23,20 +23,27 @@ OUT = ROOT / "build/bench"
 LIMIT = 120.0
 
 
-def loadgen() -> Path:
-    """The load generator, built if a source changed."""
-    sources = sorted((ROOT / "bench/loadgen").glob("*.[ch]"))
+def program(name: str) -> Path:
+    """A program of bench/ in C, built if a source changed."""
+    folders = [ROOT / "bench" / folder for folder in (name, "frontend")]
+    sources = sorted(source for folder in folders for source in folder.glob("*.[ch]"))
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    program, stamp = OUT / "loadgen", OUT / "loadgen.key"
-    if program.exists() and stamp.exists() and stamp.read_text() == digest:
-        return program
+    built, stamp = OUT / name, OUT / f"{name}.key"
+    if built.exists() and stamp.exists() and stamp.read_text() == digest:
+        return built
     OUT.mkdir(parents=True, exist_ok=True)
-    fresh = OUT / f"loadgen.{os.getpid()}"
+    fresh = OUT / f"{name}.{os.getpid()}"
     subprocess.run(["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE",
-                    "-o", fresh, *[s for s in sources if s.suffix == ".c"]], check=True)
-    fresh.rename(program)
+                    "-pthread", f"-I{ROOT / 'bench'}", "-o", fresh,
+                    *[s for s in sources if s.suffix == ".c"]], check=True)
+    fresh.rename(built)
     stamp.write_text(digest)
-    return program
+    return built
+
+
+def loadgen() -> Path:
+    """The load generator for disks."""
+    return program("loadgen")
 
 
 def prepare(image: Path, size: int, cached: bool) -> None:

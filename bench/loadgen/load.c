@@ -148,7 +148,7 @@ static void turn(struct load *load, bool more)
 	bool progress = false;
 	int slot;
 
-	while ((slot = ring_take(load->ring)) >= 0) {
+	while ((slot = ring_take(load->ring, NULL)) >= 0) {
 		progress = true;
 		finish(load, (unsigned int)slot);
 		if (more)
@@ -156,7 +156,7 @@ static void turn(struct load *load, bool more)
 	}
 	if (load->ring->avail_next != load->ring->avail_seen)
 		ring_kick(load->ring);
-	if (progress || ring_arm(load->ring) || !load->in_flight)
+	if (progress || ring_arm(load->ring, 0) || !load->in_flight)
 		return;
 	if (!ring_wait(load->ring, WAIT_MS))
 		fail("the back end has %u requests and did nothing for %d s", load->in_flight,
@@ -232,10 +232,10 @@ static void read_back(struct load *load)
 		fail("only %lu of %lu blocks were read again", load->result->read - began, goal);
 }
 
-void load_run(const struct options *options, struct vhost *vhost, struct guest_memory *memory,
+void load_run(const struct options *options, uint64_t capacity, struct guest_memory *memory,
 	      struct ring *ring, struct result *result)
 {
-	uint64_t span = vhost->config.capacity * SECTOR;
+	uint64_t span = capacity * SECTOR;
 	struct load *load = calloc(1, sizeof(*load));
 
 	if (options->span && options->span < span)

@@ -2,16 +2,10 @@
 // loadgen run --socket PATH [options]      one line of JSON on standard output
 #include "loadgen.h"
 
-#include <errno.h>
 #include <getopt.h>
-#include <sched.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <time.h>
-#include <unistd.h>
 
 #define RING_ADDRESS 0x1000u
 
@@ -35,37 +29,7 @@ static const char usage[] =
 	"  --no-event-index    without the event index\n"
 	"  --no-indirect       without indirect descriptors\n";
 
-void fail(const char *format, ...)
-{
-	va_list arguments;
-
-	fputs("loadgen: ", stderr);
-	va_start(arguments, format);
-	vfprintf(stderr, format, arguments);
-	va_end(arguments);
-	fputc('\n', stderr);
-	exit(1);
-}
-
-uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
-}
-
-static uint64_t number(const char *name, const char *text)
-{
-	char *end;
-	uint64_t value;
-
-	errno = 0;
-	value = strtoull(text, &end, 0);
-	if (errno || *end || end == text || *text == '-')
-		fail("%s %s: not a number", name, text);
-	return value;
-}
+const char program[] = "loadgen";
 
 static enum pattern parse_pattern(const char *text)
 {
@@ -128,30 +92,6 @@ static void parse(struct options *options, int argc, char **argv)
 		fail("--queue-size %u: a power of two, 4 to 1024", options->queue_size);
 }
 
-static void pin_to(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET((size_t)cpu, &set);
-	if (cpu >= 0 && sched_setaffinity(0, sizeof(set), &set))
-		fail("--pin %d: %s", cpu, strerror(errno));
-}
-
-static void make_memory(struct guest_memory *memory, const struct options *options)
-{
-	memory->size = RING_ADDRESS + ring_bytes(options->queue_size) +
-		       options->depth * (SLOT_SPACE + options->block);
-	memory->size = (memory->size + 0xfff) & ~0xfffull;
-	memory->fd = memfd_create("loadgen", MFD_CLOEXEC);
-	if (memory->fd < 0 || ftruncate(memory->fd, (off_t)memory->size))
-		fail("guest memory: %s", strerror(errno));
-	memory->base = mmap(NULL, memory->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
-			    memory->fd, 0);
-	if (memory->base == MAP_FAILED)
-		fail("guest memory: %s", strerror(errno));
-}
-
 static void print_result(const struct options *options, const struct ring *ring,
 			 const struct result *result)
 {
@@ -182,6 +122,8 @@ static void run(int argc, char **argv)
 	struct guest_memory memory;
 	struct ring ring = {0};
 	struct result result;
+	// Not all of it: older back ends know less, and refuse to tell what they don't know.
+	struct virtio_blk_config config = {0};
 	struct vhost vhost;
 	uint64_t wanted;
 
@@ -190,21 +132,23 @@ static void run(int argc, char **argv)
 		 (uint64_t)options.event_index << VIRTIO_RING_F_EVENT_IDX |
 		 (uint64_t)options.indirect << VIRTIO_RING_F_INDIRECT_DESC;
 	pin_to(options.pin);
-	make_memory(&memory, &options);
+	make_memory(&memory, RING_ADDRESS + ring_bytes(options.queue_size) +
+				     options.depth * (SLOT_SPACE + options.block));
 	vhost_connect(&vhost, options.socket, wanted);
+	vhost_read_config(&vhost, &config, offsetof(struct virtio_blk_config, num_queues) + 2);
 	ring.event_index = vhost.features >> VIRTIO_RING_F_EVENT_IDX & 1;
 	ring.indirect = vhost.features >> VIRTIO_RING_F_INDIRECT_DESC & 1;
 	ring.per_chain = (unsigned int)((options.block + options.segment - 1) / options.segment) + 2;
-	if (vhost.features >> VIRTIO_BLK_F_SEG_MAX & 1 && ring.per_chain - 2 > vhost.config.seg_max)
+	if (vhost.features >> VIRTIO_BLK_F_SEG_MAX & 1 && ring.per_chain - 2 > config.seg_max)
 		fail("--segment %lu: the disk takes %u segments", options.segment,
-		     vhost.config.seg_max);
+		     config.seg_max);
 	if (options.depth * (ring.indirect ? 1 : ring.per_chain) > options.queue_size)
 		fail("--queue-size %u: too small for depth %u", options.queue_size, options.depth);
 	ring_init(&ring, &memory, RING_ADDRESS, options.queue_size);
 	vhost_set_memory(&vhost, &memory);
-	vhost_start_ring(&vhost, &memory, &ring);
-	load_run(&options, &vhost, &memory, &ring, &result);
-	vhost_stop_ring(&vhost);
+	vhost_start_ring(&vhost, &memory, &ring, 0);
+	load_run(&options, config.capacity, &memory, &ring, &result);
+	vhost_stop_ring(&vhost, 0);
 	print_result(&options, &ring, &result);
 }
 

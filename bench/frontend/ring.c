@@ -1,5 +1,5 @@
 // The driver's side of a split ring (virtio 1.2, 2.7), with indirect tables and event index.
-#include "loadgen.h"
+#include "frontend.h"
 
 #include <poll.h>
 #include <string.h>
@@ -56,6 +56,13 @@ void ring_add(struct ring *ring, struct guest_memory *memory, unsigned int slot,
 	} else {
 		link_chain(ring->desc + head, head, parts, count);
 	}
+	ring_add_again(ring, slot);
+}
+
+void ring_add_again(struct ring *ring, unsigned int slot)
+{
+	unsigned int head = ring->indirect ? slot : slot * ring->per_chain;
+
 	ring->avail->ring[ring->avail_next % ring->size] = (uint16_t)head;
 	ring->avail_next++;
 	// The entry before the index that publishes it.
@@ -80,25 +87,32 @@ void ring_kick(struct ring *ring)
 	eventfd_write(ring->kick_fd, 1);
 }
 
-int ring_take(struct ring *ring)
+int ring_take(struct ring *ring, uint32_t *written)
 {
+	const struct vring_used_elem *elem = &ring->used->ring[ring->used_next % ring->size];
 	uint32_t head;
 
 	if (__atomic_load_n(&ring->used->idx, __ATOMIC_ACQUIRE) == ring->used_next)
 		return -1;
-	head = ring->used->ring[ring->used_next % ring->size].id;
+	head = elem->id;
+	if (written)
+		*written = elem->len;
 	ring->used_next++;
 	if (head >= ring->size)
 		fail("the back end returned descriptor %u", head);
 	return (int)(ring->indirect ? head : head / ring->per_chain);
 }
 
-bool ring_arm(struct ring *ring)
+bool ring_arm(struct ring *ring, uint16_t ahead)
 {
 	if (ring->event_index)
-		__atomic_store_n(&ring->avail->ring[ring->size], ring->used_next, __ATOMIC_RELAXED);
+		__atomic_store_n(&ring->avail->ring[ring->size],
+				 (uint16_t)(ring->used_next + ahead), __ATOMIC_RELAXED);
+	else
+		ahead = 0;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return __atomic_load_n(&ring->used->idx, __ATOMIC_ACQUIRE) != ring->used_next;
+	return (uint16_t)(__atomic_load_n(&ring->used->idx, __ATOMIC_ACQUIRE) - ring->used_next) >
+	       ahead;
 }
 
 bool ring_wait(struct ring *ring, int limit_ms)

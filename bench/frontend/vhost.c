@@ -1,6 +1,6 @@
-// The front end's half of vhost-user, as much as a disk with one ring needs.
+// The front end's half of vhost-user, as much as load generators need.
 // Source: QEMU, docs/interop/vhost-user.rst.
-#include "loadgen.h"
+#include "frontend.h"
 
 #include <errno.h>
 #include <string.h>
@@ -89,17 +89,18 @@ static uint64_t get_u64(struct vhost *vhost, uint32_t request)
 	return value;
 }
 
-static void read_config(struct vhost *vhost)
+void vhost_read_config(struct vhost *vhost, void *config, uint32_t size)
 {
-	// Not all of it: older back ends know less, and refuse to tell what they don't know.
-	struct __attribute__((packed)) {
+	struct {
 		uint32_t offset, size, flags;
-		uint8_t config[offsetof(struct virtio_blk_config, num_queues) + 2];
-	} request = {0, sizeof(request.config), 0, {0}};
+		uint8_t config[256];
+	} request = {0, size, 0, {0}};
 
-	send_message(vhost, GET_CONFIG, 0, &request, sizeof(request), -1);
-	receive_reply(vhost, GET_CONFIG, &request, sizeof(request));
-	memcpy(&vhost->config, request.config, sizeof(request.config));
+	if (!vhost->has_config || size > sizeof(request.config))
+		fail("vhost-user: the back end has no configuration space of %u bytes", size);
+	send_message(vhost, GET_CONFIG, 0, &request, 12 + size, -1);
+	receive_reply(vhost, GET_CONFIG, &request, 12 + size);
+	memcpy(config, request.config, size);
 }
 
 void vhost_connect(struct vhost *vhost, const char *path, uint64_t wanted)
@@ -125,15 +126,13 @@ void vhost_connect(struct vhost *vhost, const char *path, uint64_t wanted)
 		fail("vhost-user: the back end has no protocol features");
 	protocol = get_u64(vhost, GET_PROTOCOL_FEATURES) & (PROTOCOL_REPLY_ACK | PROTOCOL_CONFIG);
 	set(vhost, SET_PROTOCOL_FEATURES, &protocol, sizeof(protocol), -1);
-	if (!(protocol & PROTOCOL_CONFIG))
-		fail("vhost-user: the back end has no configuration space");
+	vhost->has_config = protocol & PROTOCOL_CONFIG;
 	vhost->reply_ack = protocol & PROTOCOL_REPLY_ACK;
 	set(vhost, SET_OWNER, NULL, 0, -1);
 	vhost->features = offered & (wanted | HAS_PROTOCOL_FEATURES | 1ull << VIRTIO_F_VERSION_1);
 	if (!(vhost->features & 1ull << VIRTIO_F_VERSION_1))
 		fail("vhost-user: the back end doesn't offer VERSION_1");
 	set(vhost, SET_FEATURES, &vhost->features, sizeof(vhost->features), -1);
-	read_config(vhost);
 }
 
 void vhost_set_memory(struct vhost *vhost, const struct guest_memory *memory)
@@ -147,11 +146,12 @@ void vhost_set_memory(struct vhost *vhost, const struct guest_memory *memory)
 }
 
 void vhost_start_ring(struct vhost *vhost, const struct guest_memory *memory,
-		      const struct ring *ring)
+		      const struct ring *ring, unsigned int index)
 {
-	uint64_t user = (uint64_t)memory->base, index = 0;
-	struct vhost_vring_state num = {0, ring->size}, base = {0, 0}, enable = {0, 1};
+	uint64_t user = (uint64_t)memory->base, number = index;
+	struct vhost_vring_state num = {index, ring->size}, base = {index, 0}, enable = {index, 1};
 	struct vhost_vring_addr addr = {
+		.index = index,
 		.desc_user_addr = user + ring->desc_addr,
 		.used_user_addr = user + ring->used_addr,
 		.avail_user_addr = user + ring->avail_addr,
@@ -160,14 +160,14 @@ void vhost_start_ring(struct vhost *vhost, const struct guest_memory *memory,
 	set(vhost, SET_VRING_NUM, &num, sizeof(num), -1);
 	set(vhost, SET_VRING_BASE, &base, sizeof(base), -1);
 	set(vhost, SET_VRING_ADDR, &addr, sizeof(addr), -1);
-	set(vhost, SET_VRING_CALL, &index, sizeof(index), ring->call_fd);
-	set(vhost, SET_VRING_KICK, &index, sizeof(index), ring->kick_fd);
+	set(vhost, SET_VRING_CALL, &number, sizeof(number), ring->call_fd);
+	set(vhost, SET_VRING_KICK, &number, sizeof(number), ring->kick_fd);
 	set(vhost, SET_VRING_ENABLE, &enable, sizeof(enable), -1);
 }
 
-void vhost_stop_ring(struct vhost *vhost)
+void vhost_stop_ring(struct vhost *vhost, unsigned int index)
 {
-	struct vhost_vring_state state = {0, 0};
+	struct vhost_vring_state state = {index, 0};
 
 	send_message(vhost, GET_VRING_BASE, 0, &state, sizeof(state), -1);
 	receive_reply(vhost, GET_VRING_BASE, &state, sizeof(state));
