@@ -104,24 +104,6 @@ void sv_memory_clear(struct sv_memory *memory)
 	memory->count = 0;
 }
 
-void *sv_memory_guest(const struct sv_memory *memory, uint64_t addr, uint64_t size,
-		      uint64_t *contiguous)
-{
-	unsigned int count = __atomic_load_n(&memory->count, __ATOMIC_ACQUIRE);
-
-	for (unsigned int i = 0; i < count; i++) {
-		const struct sv_region *r = &memory->regions[i];
-		uint64_t offset = addr - r->guest_addr;
-
-		// Wraps to a huge offset when addr is below the region.
-		if (offset >= r->size)
-			continue;
-		*contiguous = size < r->size - offset ? size : r->size - offset;
-		return r->host + offset;
-	}
-	return NULL;
-}
-
 void *sv_memory_range(const struct sv_memory *memory, uint64_t addr, uint64_t size)
 {
 	uint64_t contiguous;

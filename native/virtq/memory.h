@@ -38,8 +38,23 @@ void sv_memory_clear(struct sv_memory *memory);
 
 // The host address of guest address `addr`, and in `*contiguous` how many bytes follow it in
 // its region (at most `size`). NULL: not in the table.
-void *sv_memory_guest(const struct sv_memory *memory, uint64_t addr, uint64_t size,
-		      uint64_t *contiguous);
+static inline void *sv_memory_guest(const struct sv_memory *memory, uint64_t addr, uint64_t size,
+				    uint64_t *contiguous)
+{
+	unsigned int count = __atomic_load_n(&memory->count, __ATOMIC_ACQUIRE);
+
+	for (unsigned int i = 0; i < count; i++) {
+		const struct sv_region *r = &memory->regions[i];
+		uint64_t offset = addr - r->guest_addr;
+
+		// Wraps to a huge offset when addr is below the region.
+		if (offset >= r->size)
+			continue;
+		*contiguous = size < r->size - offset ? size : r->size - offset;
+		return r->host + offset;
+	}
+	return NULL;
+}
 
 // The host address of [addr, addr + size) if one region holds all of it, else NULL.
 void *sv_memory_range(const struct sv_memory *memory, uint64_t addr, uint64_t size);

@@ -255,6 +255,26 @@ int sv_virtq_pop(struct sv_virtq *vq, struct sv_chain *chain)
 	return 1;
 }
 
+void sv_virtq_prefetch(const struct sv_virtq *vq)
+{
+	struct vring_desc desc;
+	uint64_t piece;
+	uint16_t head;
+	uint8_t *host;
+
+	if (vq->last_avail == vq->avail_seen)
+		return;
+	head = LOAD(vq->avail->ring[vq->last_avail & (vq->size - 1)]);
+	if (head >= vq->size)
+		return;
+	desc = copy_desc(&vq->desc[head]);
+	host = sv_memory_guest(vq->memory, desc.addr, 1, &piece);
+	if (!host)
+		return;
+	__builtin_prefetch(host);
+	__builtin_prefetch(host + 64);
+}
+
 void sv_virtq_unpop(struct sv_virtq *vq, uint16_t head)
 {
 	vq->busy[head / 64] &= ~(1ull << (head % 64));

@@ -71,6 +71,10 @@ unsigned int sv_virtq_pending(struct sv_virtq *vq);
 // Take the next chain. 1: taken; 0: none; -EBADMSG: the queue is broken now.
 int sv_virtq_pop(struct sv_virtq *vq, struct sv_chain *chain);
 
+// Bring what the next chain begins with into this processor's cache, while there is other work to
+// do: the driver has just written it on another one. Only a hint: nothing that is read counts.
+void sv_virtq_prefetch(const struct sv_virtq *vq);
+
 // Take the last pop back: the chain is available again. Only without in-flight tracking, and
 // in the reverse order of the pops, with no push of a later chain between.
 void sv_virtq_unpop(struct sv_virtq *vq, uint16_t head);
