@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include "dataplane/dataplane.h"
+#include "include/polling.h"
 
 struct sv_queue {
 	struct sv_virtq vq;
@@ -20,9 +21,7 @@ struct sv_queue {
 	int call_fd;           // always a descriptor of ours: dup3 onto it replaces it atomically
 	int err_fd;            // ours or -1
 	uint64_t poll_limit;   // ns
-	int credit;            // polling goes on while it is positive
-	unsigned int rest;     // idle periods until polling is tried again
-	unsigned int next_rest;
+	struct sv_polling polling;
 };
 
 int sv_queue_init(struct sv_queue *queue, struct sv_disk *disk, enum sv_engine_kind kind,
