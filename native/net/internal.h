@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sys/uio.h>
 
+#include "include/polling.h"
 #include "net/net.h"
 
 // A frame with its header is at most this long: 64 KiB of a GSO frame, its Ethernet header and
@@ -13,7 +14,7 @@
 #define SV_NET_IOVS 256
 #define SV_NET_MAC_ENTRIES 64
 #define SV_NET_BURST_NS 100000000 // of a limit
-#define SV_NET_BATCH 64 // frames between two looks at everything else
+#define SV_NET_BATCH 64 // frames or buffers between two looks at everything else
 
 // Which frames the guest wants (virtio 1.2, 5.1.6.5). Threads work on copies: the control
 // queue changes the original under `lock` and raises `version`.
@@ -51,6 +52,8 @@ struct sv_net_queue {
 	bool tap_empty;     // receiving: it had nothing more
 	bool chain_waits;   // transmitting: the tap did not take `chain` yet
 	bool call_due;
+	unsigned int patience; // rounds that may pass without a call
+	struct sv_polling polling;
 	uint64_t features;   // of this run
 	int wake_fd, kick_fd, call_fd, err_fd;
 	uint64_t wait_until; // ns: the limit lets nothing through before; 0: it does
@@ -59,10 +62,13 @@ struct sv_net_queue {
 	struct sv_net_filter filter;
 	uint64_t filter_version;
 	uint32_t expected;   // bytes that a frame usually needs
-	unsigned int held_count, held_iovs;
+	uint32_t waiting;    // bytes of a frame that has not got buffers enough yet; 0: none
+	uint64_t direct;     // how many of them are in the chains held, the rest in `bounce`
+	unsigned int held_first, held_count, iov_first, held_iovs;
 	uint64_t held_bytes;
-	struct sv_net_held held[SV_NET_IOVS];
-	struct iovec iov[SV_NET_IOVS + 1]; // of the chains held, then the bounce buffer
+	struct sv_net_held held[2 * SV_NET_IOVS];
+	struct iovec iov[2 * SV_NET_IOVS];    // of the chains held
+	struct iovec vector[SV_NET_IOVS + 1]; // the same, merged, and the bounce buffer
 	uint8_t *bounce;
 };
 
@@ -104,6 +110,31 @@ void sv_net_queue_deinit(struct sv_net_queue *queue);
 int sv_net_queue_run(struct sv_net_queue *queue, const struct sv_net_ring *ring);
 int sv_net_queue_end(struct sv_net_queue *queue);
 int sv_net_queue_change_call(struct sv_net_queue *queue, int fd);
+
+// The same memory in as few pieces as possible (`to` may be `from`); how many. Drivers cut what
+// lies side by side into pages, and to the kernel each piece is a copy of its own.
+static inline unsigned int sv_net_merge(const struct iovec *from, unsigned int count,
+					struct iovec *to)
+{
+	unsigned int last = 0;
+
+	to[0] = from[0];
+	for (unsigned int i = 1; i < count; i++) {
+		if ((uint8_t *)to[last].iov_base + to[last].iov_len == from[i].iov_base)
+			to[last].iov_len += from[i].iov_len;
+		else
+			to[++last] = from[i];
+	}
+	return last + 1;
+}
+
+// A batch is over: the driver is to see what is in the used ring.
+static inline bool sv_net_is_batch(const struct sv_virtq *vq)
+{
+	uint16_t count = (uint16_t)(vq->used_idx - vq->used_published);
+
+	return count >= SV_NET_BATCH || 4u * count >= vq->size;
+}
 
 // One batch of each kind. True: call again at once; false: nothing to do until a wake-up.
 bool sv_net_receive(struct sv_net_queue *queue);

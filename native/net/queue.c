@@ -13,17 +13,30 @@
 
 #define STACK_SIZE (256 * 1024)
 #define NO_KICK_NS 1000000 // how often a ring without kick descriptor is looked at
+#define ROUNDS_A_CALL 3  // of batches while there is more to do
 #define SECOND 1000000000ull
 
 static void call_driver(struct sv_net_queue *queue)
 {
-	sv_virtq_publish(&queue->vq);
 	queue->call_due = false;
+	queue->patience = ROUNDS_A_CALL - 1;
 	if (!sv_virtq_wants_call(&queue->vq) ||
 	    !__atomic_load_n(&queue->has_call, __ATOMIC_ACQUIRE))
 		return;
 	queue->counters->calls++;
 	eventfd_write(queue->call_fd, 1);
+}
+
+// Publish what was used, and call for it: at once after a sleep, so that the driver begins, and at
+// the end of work; else every few rounds, because to wake a driver costs as much as some frames,
+// and one that is at work finds what is published without a call.
+static void tell_driver(struct sv_net_queue *queue, bool more)
+{
+	sv_virtq_publish(&queue->vq);
+	if (more && queue->patience)
+		queue->patience--;
+	else
+		call_driver(queue);
 }
 
 static void report_broken(struct sv_net_queue *queue)
@@ -63,6 +76,32 @@ static bool needs_kick(const struct sv_net_queue *queue)
 	return queue->kind != SV_NET_RECEIVE || !queue->tap_empty;
 }
 
+// Look at the ring for a while, if a chain usually comes soon. True: there is something to do. Not
+// at the tap: a frame that comes while the thread wakes is taken along by the same wake-up, and
+// the more come, the less each costs.
+static bool poll_ring(struct sv_net_queue *queue)
+{
+	uint64_t start;
+
+	if (queue->kind == SV_NET_CONTROL || queue->vq.broken || !needs_kick(queue) ||
+	    !sv_polling_may(&queue->polling))
+		return false;
+	start = sv_now_ns();
+	for (unsigned int i = 0;; i++) {
+		// To look may be what breaks the queue: that is reported before sleeping.
+		if (sv_virtq_pending(&queue->vq) || queue->vq.broken ||
+		    __atomic_load_n(&queue->stop, __ATOMIC_RELAXED)) {
+			sv_polling_note(&queue->polling, true);
+			return true;
+		}
+		sv_relax();
+		if (i % 8 == 7 && sv_now_ns() - start > SV_POLL_NS)
+			break;
+	}
+	sv_polling_note(&queue->polling, false);
+	return false;
+}
+
 static void sleep_until_work(struct sv_net_queue *queue)
 {
 	struct pollfd fds[3] = {{queue->wake_fd, POLLIN, 0}, {-1, POLLIN, 0},
@@ -92,6 +131,7 @@ static void sleep_until_work(struct sv_net_queue *queue)
 	if (!fds[2].events)
 		fds[2].fd = -1;
 	ppoll(fds, 3, timed ? &limit : NULL, NULL);
+	queue->patience = 0;
 	sv_virtq_disable_kicks(&queue->vq);
 	queue->counters->wakeups++;
 	if (fds[1].revents)
@@ -111,12 +151,14 @@ static void *serve(void *argument)
 		bool more = !queue->vq.broken && serve_batch(queue);
 
 		if (queue->call_due)
-			call_driver(queue);
+			tell_driver(queue, more);
 		if (queue->vq.broken)
 			report_broken(queue);
-		if (!more)
+		if (!more && !poll_ring(queue))
 			sleep_until_work(queue);
 	}
+	if (queue->call_due)
+		tell_driver(queue, false);
 	return NULL;
 }
 
@@ -201,6 +243,9 @@ int sv_net_queue_run(struct sv_net_queue *queue, const struct sv_net_ring *ring)
 	queue->filter_version = UINT64_MAX; // copied with the first frame
 	queue->counters->broken = 0;
 	queue->tap_empty = queue->chain_waits = queue->call_due = false;
+	queue->waiting = 0;
+	queue->patience = 0;
+	sv_polling_init(&queue->polling);
 	queue->wait_until = 0;
 	queue->expected = SV_NET_HEADER + 1514;
 	queue->stop = false;
@@ -224,6 +269,8 @@ int sv_net_queue_end(struct sv_net_queue *queue)
 	queue->running = false;
 	if (queue->chain_waits)
 		sv_virtq_unpop(&queue->vq, queue->chain.head);
+	if (queue->waiting)
+		queue->counters->dropped++;
 	sv_net_release_held(queue);
 	sv_virtq_stop(&queue->vq);
 	close_err(queue);

@@ -1,8 +1,10 @@
 // From the tap to the guest. The guest's buffers are filled by the read itself; only the end
 // of a frame that is longer than expected goes through the bounce buffer. Chains that were
-// taken and got no frame are held for the next one.
+// taken and got no frame are held for the next one; a frame that finds too few of them waits for
+// more, as all that come behind it do in the tap.
 #include <errno.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <linux/virtio_net.h>
@@ -42,51 +44,60 @@ static size_t copy(const struct iovec *iov, unsigned int count, size_t offset, v
 	return done;
 }
 
-// Take one more chain. False: there is none, no room for it, or the queue is broken.
-static bool hold(struct sv_net_queue *queue)
+enum hold { HELD, NO_CHAIN, NO_ROOM };
+
+static struct iovec *held_iov(struct sv_net_queue *queue)
+{
+	return queue->iov + queue->iov_first;
+}
+
+// To the front again; seldom, as the arrays have twice the room.
+static void compact(struct sv_net_queue *queue)
+{
+	memmove(queue->held, queue->held + queue->held_first,
+		queue->held_count * sizeof(queue->held[0]));
+	memmove(queue->iov, held_iov(queue), queue->held_iovs * sizeof(queue->iov[0]));
+	queue->held_first = 0;
+	queue->iov_first = 0;
+}
+
+// Take one more chain. NO_CHAIN: there is none, or the queue is broken.
+static enum hold hold(struct sv_net_queue *queue)
 {
 	struct sv_chain *chain = &queue->chain;
 	struct sv_net_held *held;
 
-	if (queue->held_count == SV_NET_IOVS || sv_virtq_pop(&queue->vq, chain) <= 0)
-		return false;
+	if (queue->held_iovs == SV_NET_IOVS)
+		return NO_ROOM;
+	if (sv_virtq_pop(&queue->vq, chain) <= 0)
+		return NO_CHAIN;
 	if (chain->out_count || chain->in_bytes < SV_NET_HEADER || chain->in_count > SV_NET_IOVS) {
 		sv_virtq_break(&queue->vq, "a receive buffer that can't hold a frame");
-		return false;
+		return NO_CHAIN;
 	}
 	if (queue->held_iovs + chain->in_count > SV_NET_IOVS) {
 		sv_virtq_unpop(&queue->vq, chain->head);
-		return false;
+		return NO_ROOM;
 	}
-	held = &queue->held[queue->held_count++];
+	if (queue->iov_first + queue->held_iovs + chain->in_count > 2 * SV_NET_IOVS)
+		compact(queue);
+	held = &queue->held[queue->held_first + queue->held_count++];
 	held->head = chain->head;
 	held->iov_count = chain->in_count;
 	held->bytes = chain->in_bytes;
-	memcpy(&queue->iov[queue->held_iovs], chain->iov, chain->in_count * sizeof(struct iovec));
+	for (unsigned int i = 0; i < chain->in_count; i++)
+		held_iov(queue)[queue->held_iovs + i] = chain->iov[i];
 	queue->held_iovs += chain->in_count;
 	queue->held_bytes += held->bytes;
-	return true;
-}
-
-static void drop_held(struct sv_net_queue *queue, unsigned int count)
-{
-	unsigned int iovs = 0;
-
-	for (unsigned int i = 0; i < count; i++) {
-		iovs += queue->held[i].iov_count;
-		queue->held_bytes -= queue->held[i].bytes;
-	}
-	queue->held_count -= count;
-	queue->held_iovs -= iovs;
-	memmove(queue->held, queue->held + count, queue->held_count * sizeof(queue->held[0]));
-	memmove(queue->iov, queue->iov + iovs, queue->held_iovs * sizeof(queue->iov[0]));
+	return HELD;
 }
 
 void sv_net_release_held(struct sv_net_queue *queue)
 {
 	while (queue->held_count)
-		sv_virtq_unpop(&queue->vq, queue->held[--queue->held_count].head);
-	queue->held_iovs = 0;
+		sv_virtq_unpop(&queue->vq,
+			       queue->held[queue->held_first + --queue->held_count].head);
+	queue->held_first = queue->iov_first = queue->held_iovs = 0;
 	queue->held_bytes = 0;
 }
 
@@ -98,12 +109,13 @@ static bool hold_expected(struct sv_net_queue *queue)
 			hold(queue);
 		return queue->held_count;
 	}
-	while (queue->held_bytes < queue->expected && hold(queue))
+	while (queue->held_bytes < queue->expected && hold(queue) == HELD)
 		;
 	return queue->held_count;
 }
 
-static bool is_wanted(struct sv_net_queue *queue, size_t len)
+// A frame of `len` bytes, header and all, in the first `count` pieces of the vector.
+static bool is_wanted(struct sv_net_queue *queue, size_t len, unsigned int count)
 {
 	uint8_t start[FILTER_BYTES];
 	uint64_t version = __atomic_load_n(&queue->net->filter_version, __ATOMIC_ACQUIRE);
@@ -119,64 +131,105 @@ static bool is_wanted(struct sv_net_queue *queue, size_t len)
 	len -= SV_NET_HEADER;
 	if (len > sizeof(start))
 		len = sizeof(start);
-	len = copy(queue->iov, queue->held_iovs + 1, SV_NET_HEADER, start, len, false);
+	len = copy(queue->vector, count, SV_NET_HEADER, start, len, false);
 	return sv_net_filter_wants(&queue->filter, queue->features, start, len);
 }
 
-// Room for a frame of `len` bytes whose first `direct` bytes are in place: more chains get the
-// rest out of the bounce buffer. False: the guest has not enough buffers.
-static bool spread(struct sv_net_queue *queue, size_t len, size_t direct)
+// Buffers for what of the waiting frame is in the bounce buffer. NO_CHAIN: the driver may still
+// make some available; NO_ROOM: they never hold it.
+static enum hold spread(struct sv_net_queue *queue)
 {
-	unsigned int iovs = queue->held_iovs;
+	uint64_t rest = queue->waiting - queue->direct;
+	uint64_t offset = queue->direct;
 
-	if (len <= direct)
-		return true;
+	if (queue->waiting <= queue->direct)
+		return HELD;
 	if (!is_mergeable(queue))
-		return false;
-	while (queue->held_bytes < len) {
-		if (!hold(queue))
-			return false;
+		return NO_ROOM;
+	while (queue->held_bytes < queue->waiting) {
+		enum hold held = hold(queue);
+
+		// A driver all of whose descriptors are held has none to add.
+		if (held == NO_CHAIN && queue->held_iovs >= queue->vq.size)
+			return NO_ROOM;
+		if (held != HELD)
+			return held;
 	}
-	copy(queue->iov + iovs, queue->held_iovs - iovs, 0, queue->bounce, len - direct, true);
-	return true;
+	copy(held_iov(queue), queue->held_iovs, offset, queue->bounce, rest, true);
+	return HELD;
+}
+
+static void set_buffer_count(struct sv_net_queue *queue, uint16_t count)
+{
+	struct iovec *iov = held_iov(queue);
+
+	if (iov->iov_len >= SV_NET_HEADER)
+		memcpy((uint8_t *)iov->iov_base + NUM_BUFFERS_OFFSET, &count, sizeof(count));
+	else
+		copy(iov, queue->held_iovs, NUM_BUFFERS_OFFSET, &count, sizeof(count), true);
 }
 
 // Give the first chains back, filled with a frame of `len` bytes.
 static void deliver(struct sv_net_queue *queue, size_t len)
 {
+	struct sv_net_held *held = queue->held + queue->held_first;
 	size_t left = len;
 	uint16_t count = 0;
 
 	for (; left; count++)
-		left -= left < queue->held[count].bytes ? left : (size_t)queue->held[count].bytes;
-	copy(queue->iov, queue->held_iovs, NUM_BUFFERS_OFFSET, &count, sizeof(count), true);
+		left -= left < held[count].bytes ? left : (size_t)held[count].bytes;
+	set_buffer_count(queue, count);
 	// The driver must find all chains of a frame or none.
 	if ((uint16_t)(queue->vq.used_idx - queue->vq.used_published) + count > queue->vq.size)
 		sv_virtq_publish(&queue->vq);
 	for (unsigned int i = 0; i < count; i++) {
-		size_t part = len < queue->held[i].bytes ? len : (size_t)queue->held[i].bytes;
+		size_t part = len < held[i].bytes ? len : (size_t)held[i].bytes;
 
-		sv_virtq_push(&queue->vq, queue->held[i].head, (uint32_t)part);
+		sv_virtq_push(&queue->vq, held[i].head, (uint32_t)part);
 		len -= part;
+		queue->held_bytes -= held[i].bytes;
+		queue->held_iovs -= held[i].iov_count;
+		queue->iov_first += held[i].iov_count;
 	}
-	drop_held(queue, count);
+	queue->held_first += count;
+	queue->held_count -= count;
+	if (!queue->held_count)
+		queue->held_first = queue->iov_first = 0;
 	queue->call_due = true;
 }
 
-// One frame. True: there was one.
-static bool receive_one(struct sv_net_queue *queue)
+// Give the waiting frame to the guest. False: it goes on waiting, for buffers.
+static bool place(struct sv_net_queue *queue)
 {
-	unsigned int iovs = queue->held_iovs;
-	size_t direct = queue->held_bytes;
+	enum hold held = spread(queue);
+
+	if (held == NO_CHAIN)
+		return false;
+	if (held == HELD) {
+		deliver(queue, queue->waiting);
+		queue->counters->packets++;
+		queue->counters->bytes += queue->waiting - SV_NET_HEADER;
+	} else {
+		queue->counters->dropped++;
+	}
+	queue->waiting = 0;
+	return true;
+}
+
+// Take one frame from the tap. False: there was none.
+static bool take(struct sv_net_queue *queue)
+{
+	unsigned int count = sv_net_merge(held_iov(queue), queue->held_iovs, queue->vector);
 	ssize_t len;
 
 	if (queue->tap < 0) {
 		queue->tap_empty = true; // for good
 		return false;
 	}
-	queue->iov[iovs] = (struct iovec){queue->bounce, SV_NET_FRAME_MAX};
+	queue->vector[count] = (struct iovec){queue->bounce, SV_NET_FRAME_MAX};
+	// readv() is a cancellation point: entering and leaving one costs 3 % of a small frame.
 	do
-		len = readv(queue->tap, queue->iov, (int)iovs + 1);
+		len = syscall(SYS_readv, queue->tap, queue->vector, count + 1);
 	while (len < 0 && errno == EINTR);
 	if (len <= 0) {
 		// EBADFD: the interface is gone; nothing will come any more, nobody is to blame.
@@ -184,33 +237,35 @@ static bool receive_one(struct sv_net_queue *queue)
 		return false;
 	}
 	if (len <= SV_NET_HEADER || __atomic_load_n(&queue->net->link_down, __ATOMIC_RELAXED) ||
-	    !is_wanted(queue, (size_t)len)) {
+	    !is_wanted(queue, (size_t)len, count + 1)) {
 		queue->counters->dropped++;
 		return true;
 	}
-	// Half way to what came, at once to what is more: streams have frames of one size.
+	// A sixteenth of the way to what came, at once to what is more: streams have frames of one
+	// size.
 	if ((size_t)len > queue->expected)
 		queue->expected = (uint32_t)len;
 	else
 		queue->expected -= (queue->expected - (uint32_t)len) / 16;
 	sv_bucket_take(&queue->net->buckets[0], (uint64_t)len - SV_NET_HEADER);
-	if (!spread(queue, (size_t)len, direct)) {
-		queue->counters->dropped++;
-		return true;
-	}
-	deliver(queue, (size_t)len);
-	queue->counters->packets++;
-	queue->counters->bytes += (uint64_t)len - SV_NET_HEADER;
+	queue->waiting = (uint32_t)len;
+	queue->direct = queue->held_bytes;
 	return true;
 }
 
 bool sv_net_receive(struct sv_net_queue *queue)
 {
+	unsigned int frames = 0;
+
 	queue->tap_empty = false;
-	for (unsigned int i = 0; i < SV_NET_BATCH; i++) {
-		queue->wait_until = sv_bucket_wait(&queue->net->buckets[0]);
-		if (queue->wait_until || !hold_expected(queue) || !receive_one(queue))
+	do {
+		if (!queue->waiting) {
+			queue->wait_until = sv_bucket_wait(&queue->net->buckets[0]);
+			if (queue->wait_until || !hold_expected(queue) || !take(queue))
+				return false;
+		}
+		if (queue->waiting && !place(queue))
 			return false;
-	}
+	} while (++frames < SV_NET_BATCH && !sv_net_is_batch(&queue->vq));
 	return true;
 }

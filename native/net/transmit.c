@@ -4,6 +4,28 @@
 
 #include "net/internal.h"
 
+// Buffers to be written, which no driver has reason to add, are not found behind it any more.
+static void merge(struct sv_chain *chain)
+{
+	if (chain->out_count > 1)
+		chain->out_count = (uint16_t)sv_net_merge(chain->iov, chain->out_count, chain->iov);
+}
+
+// The kernel copies header and frame, and checks the header's offsets on its copy.
+static ssize_t send_frame(int tap, const struct sv_chain *chain)
+{
+	ssize_t sent;
+
+	do {
+		// A vector is a tenth of the cost of a small frame.
+		if (chain->out_count == 1)
+			sent = write(tap, chain->iov[0].iov_base, chain->iov[0].iov_len);
+		else
+			sent = writev(tap, chain->iov, chain->out_count);
+	} while (sent < 0 && errno == EINTR);
+	return sent;
+}
+
 // True: the frame is dealt with; false: the tap takes no more now.
 static bool send_chain(struct sv_net_queue *queue)
 {
@@ -18,10 +40,7 @@ static bool send_chain(struct sv_net_queue *queue)
 		queue->counters->dropped++;
 		return true;
 	}
-	// The kernel copies header and frame, and checks the header's offsets on its copy.
-	do
-		sent = writev(queue->tap, chain->iov, chain->out_count);
-	while (sent < 0 && errno == EINTR);
+	sent = send_frame(queue->tap, chain);
 	if (sent >= 0) {
 		queue->counters->packets++;
 		queue->counters->bytes += (uint64_t)sent - SV_NET_HEADER;
@@ -41,19 +60,21 @@ static bool send_chain(struct sv_net_queue *queue)
 
 bool sv_net_transmit(struct sv_net_queue *queue)
 {
-	for (unsigned int i = 0; i < SV_NET_BATCH; i++) {
+	do {
 		if (!queue->chain_waits) {
 			queue->wait_until = sv_bucket_wait(&queue->net->buckets[1]);
 			if (queue->wait_until)
 				return false;
 			if (sv_virtq_pop(&queue->vq, &queue->chain) <= 0)
 				return false;
+			sv_virtq_prefetch(&queue->vq);
+			merge(&queue->chain);
 		}
 		queue->chain_waits = !send_chain(queue);
 		if (queue->chain_waits)
 			return false;
 		sv_virtq_push(&queue->vq, queue->chain.head, 0);
 		queue->call_due = true;
-	}
+	} while (!sv_net_is_batch(&queue->vq));
 	return true;
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from native import _net
+from tests.support.capabilities import require
 from tests.support.guest_ring import GuestMemory, GuestRing
 from tests.support.net_namespace import NetNamespace
 
@@ -147,3 +149,20 @@ class NetPlane:
             for fd in self.taps:
                 os.close(fd)
             self.namespace.close()
+
+
+Make = Callable[..., NetPlane]
+
+
+def planes() -> Iterator[Make]:
+    """For fixtures: what makes planes; all are closed at the end."""
+    require("net_admin")
+    made: list[NetPlane] = []
+
+    def make(**options: object) -> NetPlane:
+        made.append(NetPlane(**options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for plane in made:
+        plane.close()
