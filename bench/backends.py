@@ -75,7 +75,8 @@ def daemon(socket: Path, image: Path, direct: bool, aio: str = "io_uring") -> li
 RIVALS: dict[str, Callable[[Path, Path, bool], list[str]]] = {"worker": worker, "daemon": daemon}
 
 
-def _on(cpu: int) -> list[str]:
+def on(cpu: int) -> list[str]:
+    """The beginning of a command line that runs on that CPU."""
     return ["taskset", "-c", str(cpu)]
 
 
@@ -91,25 +92,25 @@ def run(rival: str, image: Path, direct: bool, *options: str, pinned: bool = Fal
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         socket = Path(folder) / "vhost"
         line = RIVALS[rival](socket, image, direct)
-        backend = subprocess.Popen([*_on(cpus[-1]), *line] if pinned else line, cwd=ROOT,
+        backend = subprocess.Popen([*on(cpus[-1]), *line] if pinned else line, cwd=ROOT,
                                    stderr=subprocess.PIPE)
         try:
             if pinned:
                 options = (*options, "--pin", str(cpus[0]))
-            _wait_socket(socket, backend)
+            wait_socket(socket, backend)
             done = subprocess.run(
                 [loadgen(), "run", "--socket", socket, "--pid", str(backend.pid), *options],
                 capture_output=True, text=True, timeout=LIMIT, check=False)
         finally:
-            errors = _end(backend)
+            errors = end(backend)
     if done.returncode:
         raise BenchError(f"{rival}: {done.stderr.strip()} {errors.strip()}")
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
-def _end(backend: subprocess.Popen[bytes]) -> str:
-    """What it said; qemu-storage-daemon doesn't always take SIGTERM for an answer."""
+def end(backend: subprocess.Popen[bytes]) -> str:
+    """What it said at its end; qemu-storage-daemon doesn't always take SIGTERM for an answer."""
     try:
         _, errors = backend.communicate(timeout=0.5)
     except subprocess.TimeoutExpired:
@@ -118,7 +119,8 @@ def _end(backend: subprocess.Popen[bytes]) -> str:
     return errors.decode(errors="replace")
 
 
-def _wait_socket(socket: Path, backend: subprocess.Popen[bytes]) -> None:
+def wait_socket(socket: Path, backend: subprocess.Popen[bytes]) -> None:
+    """:raises BenchError: the back end ended, or took too long."""
     deadline = time.monotonic() + 20
     while not socket.exists():
         if backend.poll() is not None or time.monotonic() > deadline:
@@ -135,7 +137,7 @@ def awake() -> Iterator[None]:
 
     The spinners have the idle priority: they run when nothing else wants to.
     """
-    spinners = [subprocess.Popen([*_on(cpu), sys.executable, "-I", "-S", "-c", SPIN])
+    spinners = [subprocess.Popen([*on(cpu), sys.executable, "-I", "-S", "-c", SPIN])
                 for cpu in os.sched_getaffinity(0)]
     try:
         yield

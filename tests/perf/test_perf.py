@@ -6,13 +6,14 @@ bench/ finds, because the machine may be busy. Where one round misses, better on
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from bench import backends, blk, exits, memory, startup, trace, vmms
+from bench import backends, blk, exits, memory, net, startup, trace, vmms
 from bench.report import ratios
 from tests.guest.build import guest
 from tests.support.capabilities import require
@@ -65,6 +66,54 @@ def test_block_worker(case: blk.Case, bound: float, tmp_path: Path) -> None:
     finally:
         image.unlink(missing_ok=True)
     assert max(found) >= bound, f"requests per CPU-second, ratios {found}"
+
+
+@pytest.fixture
+def stage() -> Iterator[net.Stage]:
+    require("gcc")
+    require("net_admin")
+    stage = net.Stage()
+    yield stage
+    stage.close()
+
+
+@pytest.mark.parametrize("case", [case for case in net.cases() if case.frame != "1514 B"],
+                         ids=net.Case.text)
+def test_net_worker(case: net.Case, stage: net.Stage) -> None:
+    """CPU time a frame, ours to a bare read() or write(); the frames are verified too."""
+    def once(number: int) -> float:
+        found = {name: stage.run(name, case, 0.1)["per_million"]
+                 for name in (("floor", "worker"), ("worker", "floor"))[number % 2]}
+        return ratios([found["worker"]], [found["floor"]])[0]
+
+    found = attempts(once, lambda value: value <= 2.2)
+    assert min(found) <= 2.2, f"CPU time a frame, ratios {found}"
+
+
+ADDRESSES = bytes([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2])
+
+
+@pytest.mark.parametrize(("frame", "what"), [
+    (ADDRESSES + b"\x08\0" + bytes(50), "frame 0: its head is right, the rest isn't"),
+    (ADDRESSES[::-1] + b"\x08\0" + bytes(50), "frame 0: its head is wrong"),
+    (ADDRESSES + b"\x08\0" + bytes(46), "a frame of 64 bytes came as one of 60")],
+    ids=["body", "head", "length"])
+def test_the_generator_tells_wrong_frames(frame: bytes, what: str) -> None:
+    """A back end that spoils frames must not win."""
+    require("gcc")
+    require("net_admin")
+
+    class Spoiled(net.Stage):
+        """A foreign frame is the first in the tap."""
+
+        def flush(self) -> None:
+            super().flush()
+            with self.namespace.packet_socket(net.TAP) as peer:
+                peer.send(frame)
+
+    case = next(case for case in net.cases() if case.text() == "receive, as it comes: 64 B")
+    with contextlib.closing(Spoiled()) as stage, pytest.raises(backends.BenchError, match=what):
+        stage.run("worker", case, 0.1)
 
 
 @pytest.mark.parametrize("disk_read, bound", [(False, 1.0), (True, 1.2)])

@@ -24,6 +24,11 @@ _ETH_P_ALL = 3
 _SOL_PACKET, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 263, 15, 23
 
 
+def _flags(control: socket.socket, name: str) -> int:
+    request = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16sh14x", name.encode(), 0))
+    return int(struct.unpack("16xh14x", request)[0])
+
+
 class NetNamespace:
     """`run(function)` runs it inside; `close()` lets go of the namespace."""
 
@@ -86,13 +91,23 @@ class NetNamespace:
     def up(self, name: str, mtu: int = 1500) -> None:
         def action() -> None:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-                request = struct.pack("16sh14x", name.encode(), 0)
-                flags = struct.unpack("16xh14x", fcntl.ioctl(control, _SIOCGIFFLAGS, request))[0]
+                flags = _flags(control, name)
                 fcntl.ioctl(control, _SIOCSIFMTU, struct.pack("16si12x", name.encode(), mtu))
                 fcntl.ioctl(control, _SIOCSIFFLAGS,
                             struct.pack("16sh14x", name.encode(), flags | _IFF_UP))
 
         self.run(action)
+
+    def is_up(self, name: str) -> bool:
+        """Whether there is such an interface, and it is up."""
+        def action() -> bool:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+                try:
+                    return bool(_flags(control, name) & _IFF_UP)
+                except OSError:
+                    return False
+
+        return self.run(action)
 
     def address(self, name: str, address: str) -> None:
         """Give the interface an IPv4 address (/24)."""
