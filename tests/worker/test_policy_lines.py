@@ -207,10 +207,13 @@ def drive_nic(worker: RingWorker, peer: socket | None) -> None:
     memory.write(frame, bytes(net.HEADER_BYTES) + b"\xff" * 12 + bytes(48))
     worker.offer(2048, 0)
     transmit.add([(frame, net.HEADER_BYTES + 60, False)])
+    apart = memory.alloc(60, 16)
+    memory.write(apart, b"\xff" * 60)
+    transmit.add([(frame, net.HEADER_BYTES, False), (apart, 60, False)])
     transmit.publish()
-    transmit.wait_used(1)
+    transmit.wait_used(2)
     if peer is not None:
-        assert len(peer.recv(2048)) == 60
+        assert [len(peer.recv(2048)) for _ in range(2)] == [60, 60]
         peer.send(b"\xff" * 60)
         receive.wait_used(1)
     command = memory.alloc(4, 16)
