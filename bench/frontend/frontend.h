@@ -70,6 +70,7 @@ void ring_add(struct ring *ring, struct guest_memory *memory, unsigned int slot,
 	      const struct vring_desc *parts, unsigned int count);
 // Make the chain that `slot` was last time available again.
 void ring_add_again(struct ring *ring, unsigned int slot);
+// Kick for what was added, if the back end wants it.
 void ring_kick(struct ring *ring);
 // The next finished slot, or -1; `written` (if it isn't NULL): bytes that the back end wrote.
 int ring_take(struct ring *ring, uint32_t *written);

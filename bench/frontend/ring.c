@@ -73,6 +73,8 @@ void ring_kick(struct ring *ring)
 {
 	uint16_t old = ring->avail_seen, event;
 
+	if (ring->avail_next == old)
+		return;
 	ring->avail_seen = ring->avail_next;
 	// The index before the look at whether somebody sleeps; the back end does the reverse.
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);

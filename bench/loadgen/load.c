@@ -154,8 +154,7 @@ static void turn(struct load *load, bool more)
 		if (more)
 			submit(load, (unsigned int)slot);
 	}
-	if (load->ring->avail_next != load->ring->avail_seen)
-		ring_kick(load->ring);
+	ring_kick(load->ring);
 	if (progress || ring_arm(load->ring, 0) || !load->in_flight)
 		return;
 	if (!ring_wait(load->ring, WAIT_MS))

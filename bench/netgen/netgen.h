@@ -46,7 +46,7 @@ struct meter {
 
 // From the end of the warm-up to the end: `frames` and the CPU time are taken at both instants.
 struct span {
-	uint64_t warm, end, began, frames, cpu;
+	uint64_t warm, end, limit, began, frames, cpu;
 	bool measuring;
 };
 
