@@ -40,10 +40,18 @@ _stratoctl() {
     found=("${(@f)$(stratoctl __complete "${(@Q)words[2,CURRENT]}" 2>/dev/null)}")
     if [[ -n "$found" ]]; then compadd -a found; else _files; fi
 }
-compdef _stratoctl stratoctl
+if [[ $funcstack[1] == _stratoctl ]]; then _stratoctl "$@"; else compdef _stratoctl stratoctl; fi
 """,
     "fish": """\
-complete -c stratoctl -a '(stratoctl __complete (commandline -opc)[2..-1] (commandline -ct))'
+function __stratoctl_candidates
+    set -l found (stratoctl __complete (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)
+    if set -q found[1]
+        printf '%s\\n' $found
+    else
+        __fish_complete_path (commandline -ct)
+    end
+end
+complete -c stratoctl -f -a '(__stratoctl_candidates)'
 """,
 }
 
