@@ -19,15 +19,11 @@ class FakeFamily:
     name = "net"
 
 
-class FakeNicState:
-    link_up = True
-
-
 class FakeNic:
     def __init__(self) -> None:
         self.mac = b"\x52\x54\0\x12\x34\x56"
         self.pairs = 1
-        self.nic_state = FakeNicState()
+        self.link_is_up = True
 
 
 class FakeOccupant:

@@ -88,6 +88,11 @@ class VirtioNet(SlotDevice):
         self.nic_state.link_up = up
         self.on_config_change()
 
+    @property
+    def link_is_up(self) -> bool:
+        """What the driver is told."""
+        return self.is_present and self.nic_state.link_up
+
     def null_order(self) -> tuple[dict[str, object], list[int]]:
         """See `VirtioDevice.null_order`."""
         return {"device": "net", "queues": self.pairs, "queue-size": max(self.queue_sizes),
@@ -111,7 +116,7 @@ class VirtioNet(SlotDevice):
 
     def read_config(self, offset: int, size: int) -> bytes:
         """See `VirtioDevice.read_config`."""
-        status = net.STATUS_LINK_UP if self.is_present and self.nic_state.link_up else 0
+        status = net.STATUS_LINK_UP if self.link_is_up else 0
         config = net.encode_config(self.mac, status, self.pairs, self._mtu)
         return config[offset:offset + size].ljust(size, b"\0")
 

@@ -142,7 +142,7 @@ def _query_nics(request: Request) -> object:
 def _describe(slot: Slot, nodes: dict[str, NetNode]) -> dict[str, object]:
     nic: VirtioNet = slot.device  # type: ignore[assignment]
     told: dict[str, object] = {"slot": slot.index, "mac": format_mac(nic.mac),
-                               "queues": nic.pairs, "link-up": nic.nic_state.link_up}
+                               "queues": nic.pairs, "link-up": nic.link_is_up}
     if slot.occupant is None:
         return told
     told["device"] = slot.occupant.id

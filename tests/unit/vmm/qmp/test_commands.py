@@ -140,7 +140,7 @@ def test_query_nics(harness, client):
          "limits": {"rx-bytes": 1 << 20}},
         {**told, "slot": 1}]
     harness.vm.nets["net0"].taps.append(12345)  # it is open no more
-    harness.vm.nics[1].device.nic_state.link_up = False
+    harness.vm.nics[1].device.link_is_up = False
     first, second = client.command("query-nics")
     assert "ifname" not in first
     assert second["link-up"] is False
