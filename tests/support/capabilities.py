@@ -98,6 +98,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "qemu-storage-daemon": _program("qemu-storage-daemon"),
     "lab": _lab,
     "virtiofsd": _program(VIRTIOFSD),
+    "dpdk": _program("dpdk-testpmd"),
     "hugepages": _hugepages,
     "slow_disk": _slow_disk,
     "gcc": _program("gcc"),

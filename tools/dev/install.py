@@ -26,9 +26,8 @@ PACKAGES = {
     "small-kernel": ["linux-source-6.1", "make", "flex", "bison", "bc", "libelf-dev",
                      "libssl-dev", "xz-utils", "cpio"],
     "fuzz": ["clang", "libclang-rt-14-dev"],
-    "bench": ["dpdk-dev"],
     "test": ["qemu-system-x86", "qemu-utils", "qemu-system-common", "procps", "util-linux",
-             "acpica-tools", "git", "strace"],
+             "acpica-tools", "git", "strace", "dpdk-dev"],  # dpdk-testpmd
 }
 
 

@@ -53,7 +53,7 @@ def lab(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     """The benchmarks."""
-    install.packages("lab", "test", "bench")
+    install.packages("lab", "test")
     command = install.command()
     return module("bench", arguments, {"STRATOVIRT": str(command)})
 
