@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.support.killer import Killer, children, kill, wait_quiet
 from tests.support.net_peer import Peer
+from tests.support.net_traffic import WINDOW, Traffic
 from tests.support.test_vm import wait_until
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.vm
 MAC = "52:54:00:01:02:03"
 ALL = (1 << 64) - 1
 F_MRG_RXBUF, F_EVENT_INDEX = 1 << 15, 1 << 29
-WINDOW = 32
 KILLS = 30
 
 
@@ -45,46 +44,6 @@ def events(vm: TestVm, name: str) -> list[dict[str, Any]]:
 def echoed(vm: TestVm, count: int = 200) -> None:
     answer = vm.guest(f"net.echo 0 {count} 0", 60)
     assert answer.ok and answer.value("frames") == count, f"{answer}\n{vm.story()}"
-
-
-class Traffic:
-    """`with`: verified frames there and back, without end. Leaving waits for the last command.
-
-    sent, lost, twice: counted until now; failed: what was wrong.
-    """
-
-    def __init__(self, vm: TestVm, count: int = 500) -> None:
-        self.sent = self.lost = self.twice = self.runs = 0
-        self.failed: list[str] = []
-        self._vm = vm
-        self._count = count
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-
-    def _work(self) -> None:
-        while not self._end.is_set() and not self.failed:
-            try:
-                answer = self._vm.guest(f"net.echo 0 {self._count} 0 {WINDOW}", 60)
-            except AssertionError as error:
-                self.failed.append(str(error))
-                return
-            if not answer.ok:
-                self.failed.append(f"{answer}\n{self._vm.story()}")
-                return
-            self.sent += self._count
-            self.lost += answer.value("lost")
-            self.twice += answer.value("twice")
-            self.runs += 1
-
-    def __enter__(self) -> Traffic:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._end.set()
-        self._thread.join(120)
-        assert not self._thread.is_alive()
-        assert not self.failed, self.failed[0]
 
 
 @pytest.mark.parametrize(("mask", "kills"), [(ALL, KILLS), (ALL & ~F_MRG_RXBUF, 4),
