@@ -147,6 +147,7 @@ def test_the_end_of_the_vm_ends_events(web: TestVm, run_dir: Path) -> None:
 def test_top_reads_pages_alone(web: TestVm, run_dir: Path) -> None:
     """The VM is stopped by SIGSTOP, so it can't answer anybody, and `top` shows it all the same."""
     where = ("--run-dir", str(run_dir))
+    wait_until(lambda: "sv-blk-blk0" in children(web.process.pid).values(), "the worker's name")
     worker, = (pid for pid, name in children(web.process.pid).items() if name == "sv-blk-blk0")
     os.kill(worker, signal.SIGKILL)
     web.qmp.wait_event("WORKER_RESTARTED")
