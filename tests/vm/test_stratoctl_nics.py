@@ -139,11 +139,19 @@ def test_top_counts_packets(host: Host) -> None:
 
         loader = threading.Thread(target=load)
         loader.start()
+        seen: list[Any] = []
+
+        def is_busy() -> bool:
+            seen[:] = host.json("top", "web", "-n", "1", "-i", "1")
+            nic, = seen[0]["devices"]
+            return min(nic["in-per-second"], nic["out-per-second"]) > 0
+
         try:
-            vm, = host.json("top", "web", "-n", "1", "-i", "1")
+            wait_until(is_busy, "packets both ways")
         finally:
             stop.set()
             loader.join()
+        vm, = seen
         nic, = vm["devices"]
         assert (nic["device"], nic["kind"], nic["restarts"]) == ("nic0", "net", 0)
         for way in ("in", "out"):

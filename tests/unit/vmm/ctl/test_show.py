@@ -129,7 +129,7 @@ def test_answers_without_measure(script: Script, capsys: pytest.CaptureFixture[s
 def test_vms_that_do_not_answer(script: Script, tmp_path: Path,
                                 capsys: pytest.CaptureFixture[str],
                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(show, "QUICK", 0.3)
+    monkeypatch.setattr(show, "QUICK", 2.0)
     script(GOOD, name="good")
     script({**GOOD, "query-cpus-fast": Raw(b"")}, name="hung")
     script({**GOOD, "query-status": Raw(b"", close=True)}, name="ended")
@@ -137,7 +137,7 @@ def test_vms_that_do_not_answer(script: Script, tmp_path: Path,
     script({"query-status": {"status": "unreachable"}}, name="liar")
     began = time.monotonic()
     show.ps(vms.list_vms(f"{tmp_path}/run"), "here", True)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     listed = {vm["name"]: vm for vm in json.loads(capsys.readouterr().out)}
     assert listed["good"]["state"] == "running" and listed["good"]["pid"] == os.getpid()
     assert listed["good"]["memory-bytes"] == 1 << 30 and "thread" not in listed["good"]
