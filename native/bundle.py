@@ -143,10 +143,13 @@ def build(root: Path, package: str, checked: bool) -> Path:
     target = root / package / "__pycache__" / f"startup.{sys.implementation.cache_tag}"
     target.parent.mkdir(exist_ok=True)
     fresh = target.with_name(f"{target.name}.{os.getpid()}")
-    with fresh.open("wb") as file:
-        marshal.dump(importlib.util.MAGIC_NUMBER, file)
-        marshal.dump(compiled(HERE / "bundle_loader.py", "bundle_loader.py"), file)
-        marshal.dump((names, blobs), file)
+    # The interpreter's number, two sizes, what they are of: the loader, and for it the index of
+    # the groups. These follow, each to be unmarshalled when it is needed.
+    loader = marshal.dumps(compiled(HERE / "bundle_loader.py", "bundle_loader.py"))
+    index = marshal.dumps((names, [len(blob) for blob in blobs]))
+    fresh.write_bytes(b"".join((
+        importlib.util.MAGIC_NUMBER, len(loader).to_bytes(4, "little"),
+        len(index).to_bytes(4, "little"), loader, index, *blobs)))
     fresh.rename(target)
     return target
 

@@ -11,17 +11,16 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec as Spec
-    from io import BufferedReader
     from types import CodeType, ModuleType
 
     # name, whether it is a package, path below the root, its time (0: doesn't matter), size, code
     Entry = tuple[str, bool, str, int, int, CodeType]
-    file: BufferedReader  # given by the launcher, behind this code
+    data: memoryview  # given by the launcher: the whole file
     root: str
 
 
-def install(file: BufferedReader, root: str) -> None:
-    """Import from the bundle `file` what it holds; `root` is where the packages lie."""
+def install(data: memoryview, root: str) -> None:
+    """Import from the bundle `data` what it holds; `root` is where the packages lie."""
     import marshal
     import sys
     from _frozen_importlib import ModuleSpec
@@ -29,8 +28,15 @@ def install(file: BufferedReader, root: str) -> None:
 
     module_type = type(sys)
     groups: dict[str, int]
-    blobs: list[bytes | None]
-    groups, blobs = marshal.load(file)
+    blobs: list[memoryview | None] = []  # views: half a megabyte is read once, never copied
+    index = 12 + int.from_bytes(data[4:8], "little")
+    at = index + int.from_bytes(data[8:12], "little")
+    groups, sizes = marshal.loads(data[index:at])
+    for size in sizes:
+        blobs.append(data[at:at + size])
+        at += size
+    if at != len(data):
+        raise EOFError  # it was cut short
     entries: dict[str, Entry] = {}
 
     class Finder:
@@ -104,4 +110,4 @@ def install(file: BufferedReader, root: str) -> None:
     sys.meta_path.insert(0, Finder)
 
 
-install(file, root)  # noqa: F821
+install(data, root)  # noqa: F821

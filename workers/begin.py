@@ -10,13 +10,17 @@ import sys
 sys.path[:0] = [path for path in sys.argv[1:] if path not in sys.path]
 try:
     from _frozen_importlib_external import MAGIC_NUMBER
-    from marshal import load
+    from marshal import loads
+    from posix import O_CLOEXEC, close, open, read, stat
 
     root = sys.argv[1]
-    name = f"{root}/workers/__pycache__/startup.{sys.implementation.cache_tag}"
-    with open(name, "rb") as file:
-        if load(file) == MAGIC_NUMBER:
-            exec(load(file), {"file": file, "root": root})
+    path = f"{root}/workers/__pycache__/startup.{sys.implementation.cache_tag}"
+    file = open(path, O_CLOEXEC)
+    data = memoryview(read(file, stat(path).st_size))
+    close(file)
+    if data[:4] == MAGIC_NUMBER:
+        exec(loads(data[12:]), {"data": data, "root": root})
+    del data
 except (OSError, EOFError, ValueError, TypeError):
     pass  # no bundle (native/bundle.py): modules come one by one
 try:

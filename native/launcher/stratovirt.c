@@ -29,12 +29,16 @@
 	"sys.path[:0]=sys.argv.pop(1).split(':')\n"                                            \
 	"nursery=sys.argv.pop(1)\n"                                                            \
 	"try:\n"                                                                               \
-	" from marshal import load\n"                                                          \
+	" from marshal import loads\n"                                                         \
+	" from posix import close,open,read,stat\n"                                            \
 	" from _frozen_importlib_external import MAGIC_NUMBER\n"                               \
 	" root=sys.path[0]\n"                                                                  \
-	" file=open(root+'/vmm/__pycache__/startup.'+sys.implementation.cache_tag,'rb')\n"     \
-	" if load(file)==MAGIC_NUMBER:exec(load(file),{'file':file,'root':root})\n"            \
-	" file.close()\n"                                                                      \
+	" path=root+'/vmm/__pycache__/startup.'+sys.implementation.cache_tag\n"                \
+	" file=open(path,524288)\n" /* O_CLOEXEC */                                            \
+	" data=memoryview(read(file,stat(path).st_size))\n"                                    \
+	" close(file)\n"                                                                       \
+	" if data[:4]==MAGIC_NUMBER:exec(loads(data[12:]),{'data':data,'root':root})\n"         \
+	" del data\n"                                                                          \
 	"except (OSError,EOFError,ValueError,TypeError):pass\n"                                \
 	"from vmm.__main__ import run\n"                                                       \
 	"run(nursery)"

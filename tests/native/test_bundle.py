@@ -97,16 +97,16 @@ def test_a_module_that_is_gone(command: Path, tree: Path) -> None:
         source.with_suffix(".away").rename(source)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"N", b"\x00" * 64, b"cut"])
+@pytest.mark.parametrize("content", [None, b"", b"N", b"\x00" * 64, 100, 4000, -1])
 def test_a_bundle_that_is_missing_or_foreign(command: Path, tree: Path,
-                                             content: bytes | None) -> None:
+                                             content: bytes | int | None) -> None:
     bundle = tree / TAG
     whole = bundle.read_bytes()
     try:
         bundle.unlink()
         if content is not None:
-            # "cut": the right magic number, then half of what follows.
-            bundle.write_bytes(whole[:4000] if content == b"cut" else content)
+            # A number: cut there, in the loader, the index, the last group.
+            bundle.write_bytes(whole[:content] if isinstance(content, int) else content)
         assert start(command)["vmm.errors"][0] == "file"
     finally:
         bundle.write_bytes(whole)
@@ -134,10 +134,10 @@ def test_the_nursery_has_a_bundle_of_its_own(tree: Path) -> None:
     code = """if True:
         import sys
         root = sys.path[0] = sys.argv[1]
-        from marshal import load
+        from marshal import loads
         with open(f"{root}/workers/__pycache__/startup.{sys.implementation.cache_tag}", "rb") as f:
-            load(f)
-            exec(load(f), {"file": f, "root": root})
+            data = memoryview(f.read())
+            exec(loads(data[12:]), {"data": data, "root": root})
         import workers.nursery, workers.blk.worker
         print(workers.blk.worker.__spec__.origin, "vmm" in sys.modules,
               "Finder" in str(workers.nursery.__spec__.loader))
