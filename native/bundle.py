@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("vmm", "workers", "shared", "native")
 # By the package that the file lies in: what is imported, group by group.  Their own imports come
-# with them.  The core's groups: up to the start of the nursery, up to the first instruction.
+# with them.  The core's groups: up to what goes on beside Python, up to the first instruction.
 BUNDLES = {
     "vmm": (
-        ("vmm.__main__", "vmm.config.checks", "vmm.worker.nursery"),
-        ("vmm.machine.microvm", "vmm.block.part", "vmm.qmp.events", "vmm.qmp.server", "vmm.vm",
-         "vmm.hypervisor.kvm", "vmm.chardev.local"),
+        ("vmm.__main__", "vmm.config.checks", "vmm.machine.groundwork"),
+        ("vmm.worker.nursery", "vmm.machine.microvm", "vmm.block.part", "vmm.qmp.events",
+         "vmm.qmp.server", "vmm.vm", "vmm.chardev.local"),
     ),
     "workers": (
         ("workers.nursery", "workers.blk.worker", "workers.net.worker", "workers.null.worker",

@@ -1,7 +1,7 @@
 """The process that the user starts: it is the VMM, from the first instruction to the exit code.
 
-Order matters (ARCHITECTURE.md, "Start-up"): parse, daemonize, start the nursery while this
-process holds nothing yet, build the machine, listen for QMP, run the vCPUs, serve the loop.
+Order matters (ARCHITECTURE.md, "Start-up"): parse, daemonize, start the nursery (or the launcher
+has), lay the groundwork, build the machine, listen for QMP, run the vCPUs, serve the loop.
 Modules that come only with some options are imported where they are needed.
 """
 
@@ -21,7 +21,7 @@ from vmm.event_loop import EventLoop
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
     from vmm.config.model import VmConfig
-    from vmm.machine.machine import Machine
+    from vmm.machine.groundwork import Groundwork
     from vmm.vm import Vm
     from vmm.worker.nursery import Nursery
 
@@ -157,25 +157,35 @@ def _start(config: VmConfig, cleanup: Cleanup, early: Early) -> Vm:
     """Everything up to the moment at which the guest runs and QMP is answered."""
     loop = EventLoop()
     loop.on_exception = lambda error: log.exception("in the event loop", error)
-    nursery = _start_nursery(config, loop, cleanup, early)
+    nursery = None
+    if not early.pid:  # before anything is opened, so that it can inherit nothing
+        nursery = _start_nursery(config, loop, cleanup, early)
     log.open_log(config.log)
     for warning in config.warnings:
         log.warning(warning)
+    # Before anything has a name: a signal that comes now is served when the loop runs.
+    for number in (SIGTERM, SIGINT, SIGHUP):
+        signal(number, lambda number, frame: loop.call_soon(lambda: vm.host_signal(number)))
+    groundwork = _lay_groundwork(config, cleanup)
+    if early.pid:
+        nursery = _start_nursery(config, loop, cleanup, early)
     from vmm.qmp.events import Events
     from vmm.qmp.server import QmpServer
     from vmm.vm import Vm
 
     events = Events()
     vm = Vm(config, loop, events, cleanup)
-    # Before anything has a name: a signal that comes now is served when the loop runs.
-    for number in (SIGTERM, SIGINT, SIGHUP):
-        signal(number, lambda number, frame: loop.call_soon(lambda: vm.host_signal(number)))
     if nursery is not None:
         from shared import unix_socket
 
         nursery.on_io_error = vm.io_error
         unix_socket.on_name = nursery.remember
-    machine = _build_machine(vm, nursery, cleanup) if config.machine.kind != "none" else None
+    machine = None
+    if groundwork is not None:
+        from vmm.machine.microvm import MicroVmBuilder
+
+        machine = MicroVmBuilder(config, groundwork, nursery, loop, cleanup,
+                                 vm.vcpu_ended).build()
     server = QmpServer(vm)
     cleanup.push(server.close)
     server.listen(config.monitors)
@@ -198,7 +208,6 @@ def _confine(config: VmConfig, nursery: Nursery | None) -> None:
 
 def _start_nursery(config: VmConfig, loop: EventLoop, cleanup: Cleanup,
                    early: Early) -> Nursery | None:
-    """The nursery comes before anything is opened, so that it can inherit nothing."""
     if config.machine.kind != "microvm":
         return None
     from vmm.worker.nursery import Nursery
@@ -212,14 +221,13 @@ def _start_nursery(config: VmConfig, loop: EventLoop, cleanup: Cleanup,
     return nursery
 
 
-def _build_machine(vm: Vm, nursery: Nursery | None, cleanup: Cleanup) -> Machine:
-    from vmm.hypervisor.kvm import KvmHypervisor
-    from vmm.machine.microvm import MicroVmBuilder
+def _lay_groundwork(config: VmConfig, cleanup: Cleanup) -> Groundwork | None:
+    """It gets on while this thread loads the modules that it needs next."""
+    if config.machine.kind == "none":
+        return None
+    from vmm.machine.groundwork import Groundwork
 
-    hypervisor = KvmHypervisor()
-    cleanup.push(hypervisor.close)
-    builder = MicroVmBuilder(vm.config, hypervisor, nursery, vm.loop, cleanup, vm.vcpu_ended)
-    return builder.build()
+    return Groundwork(config, cleanup)
 
 
 def run(nursery: str = "") -> None:

@@ -18,6 +18,9 @@ from vmm.errors import ConfigError, MemoryAccessError
 
 TYPE_CHECKING = False  # importing typing for it would cost 10 ms of the start
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
     from vmm.config.model import MemoryConfig
 
 GAP_START = 0xC0000000  # RAM ends here at the latest, for MMIO below 4 GiB
@@ -44,8 +47,6 @@ class GuestMemory:
                        else self._open_memfd(config.huge_page_size))
             self.page_size = self._check_page_size(config.path)
             self._map(dump_guest_core)
-            if config.prealloc:
-                self._populate()
         except BaseException:
             self._undo()
             raise
@@ -134,7 +135,11 @@ class GuestMemory:
                 "reserve more huge pages (vm.nr_hugepages)" if huge and result == -ENOMEM
                 else "ask for less with -m")
 
-    def _populate(self) -> None:
+    def populate(self) -> None:
+        """Allocate all of it now.
+
+        :raises ConfigError: there is not enough.
+        """
         threads = max(1, min(MAX_THREADS, os.cpu_count() or 1, self.size >> 26))
         result = lib.sv_memory_populate(self._mapping, self.page_size, threads)
         if result < 0:
@@ -158,15 +163,11 @@ class GuestMemory:
 
         :raises MemoryAccessError: it is not all in one region of RAM.
         """
-        return self._find(gpa, size)[0]
-
-    def _find(self, gpa: int, size: int) -> tuple[int, int]:
-        """Host address and file offset of a guest range."""
         try:
             region, offset = self.table.translate(gpa, size)
         except RegionError as error:
             raise MemoryAccessError(error.what, "it must lie in guest RAM") from error
-        return region.user_addr + offset, region.file_offset + offset
+        return region.user_addr + offset
 
     def read(self, gpa: int, size: int) -> bytes:
         """`size` bytes at guest-physical address `gpa`.
@@ -183,27 +184,21 @@ class GuestMemory:
         size = len(data)
         ffi.memmove(ffi.cast("char *", self.host_address(gpa, size)), data, size)
 
-    def zero(self, gpa: int, size: int) -> None:
-        """Zero a range, without the GIL.
+    def start_load(self, pieces: Sequence[tuple[int, int, int, int, int]]) -> FileLoad:
+        """Copy pieces of files into RAM on a thread of its own, one load at a time.
 
-        :raises MemoryAccessError: not all in RAM.
+        :param pieces: (address, descriptor, offset, length, how many zeroes follow) each.
+        :raises MemoryAccessError: a destination is not all in RAM.
+        :raises OSError: no thread can be had.
         """
-        lib.sv_memory_zero(self.host_address(gpa, size), size)
-
-    def load_file(self, gpa: int, fd: int, offset: int, length: int) -> None:
-        """Copy `length` bytes at `offset` of a file to `gpa`, by sendfile, without the GIL.
-
-        :raises MemoryAccessError: the destination is not all in RAM.
-        :raises OSError: the file can't be read; ENODATA if it ends too early.
-        """
-        if offset < 0:
-            raise OSError(ENODATA, "negative file offset")
-        address, memory_offset = self._find(gpa, length)
-        result: int = lib.sv_memory_load(self.fd, memory_offset, address, fd, offset, length)
-        if result == -ENODATA:
-            raise OSError(ENODATA, f"the file ends before {offset + length} bytes")
-        if result < 0:
-            raise OSError(-result, os.strerror(-result))
+        rows = [(fd, offset, length, zeroes, self.host_address(address, length + zeroes))
+                for address, fd, offset, length, zeroes in pieces]
+        out = ffi.new("struct sv_load **")
+        error = lib.sv_load_start(self.fd, self.page_size, self._mapping,
+                                  ffi.new("struct sv_piece[]", rows), len(rows), out)
+        if error < 0:
+            raise OSError(-error, os.strerror(-error))
+        return FileLoad(out[0], [offset + length for _, _, offset, length, _ in pieces])
 
     def close(self) -> None:
         """Unmap and close; nothing may use `host_address` results any more."""
@@ -211,3 +206,35 @@ class GuestMemory:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+class FileLoad:
+    """Files on their way into RAM. `wait` at any end: until then RAM is written to.
+
+    :param load: struct sv_load.
+    :param ends: where each piece ends in its file.
+    """
+
+    __slots__ = ("_ends", "_error", "_load", "failed")
+
+    def __init__(self, load: Any, ends: list[int]) -> None:
+        self._load = load
+        self._ends = ends
+        self._error = 0
+        self.failed = -1  # number of the piece that can't be loaded
+
+    def wait(self) -> None:
+        """Return when every byte is in RAM.
+
+        :raises OSError: piece `failed` can't be read; ENODATA if its file ends too early.
+        """
+        if self._load is not None:
+            failed = ffi.new("uint32_t *")
+            self._error = -lib.sv_load_wait(self._load, failed)
+            self._load = None
+            if self._error:
+                self.failed = failed[0]
+        if self._error == ENODATA:
+            raise OSError(ENODATA, f"the file ends before {self._ends[self.failed]} bytes")
+        if self._error:
+            raise OSError(self._error, os.strerror(self._error))

@@ -123,6 +123,20 @@ void sv_vcpu_kick(struct sv_vcpu *vcpu);
 
 int sv_ioctl(int fd, unsigned long request, void *argument);
 int sv_ioctl_value(int fd, unsigned long request, unsigned long value);
+
+// ioctls one after the other on a thread of their own, up to the first that fails. The calls
+// are the thread's until sv_batch_wait().
+#define SV_FIRST_RESULT (-1) // as fd: what the first call returned
+struct sv_call {
+	int fd;
+	int result; // not below 0, or a negative errno
+	unsigned long request;
+	void *argument;
+};
+struct sv_batch;
+int sv_batch_start(struct sv_call *calls, uint32_t count, struct sv_batch **batch);
+// Wait for the thread and free it; returns how many calls succeeded.
+uint32_t sv_batch_wait(struct sv_batch *batch);
 pid_t sv_thread_id(void);
 
 // What KVM said about an internal error or a failed entry, out of the unions of kvm_run.
@@ -139,6 +153,8 @@ struct sv_failure {
 void sv_vcpu_failure(struct sv_vcpu *vcpu, struct sv_failure *failure);
 
 // ---- memory.c -----------------------------------------------------------------------------------
+
+#define SV_HUGE_PAGE (2ul << 20)
 
 // A sealed memfd of `size` bytes (SHRINK, GROW, SEAL: holes can still be punched), of huge pages
 // of that size if it isn't 0.
@@ -157,8 +173,22 @@ struct sv_mapping {
 int sv_memory_map(int fd, uint64_t size, uint64_t page_size, int dump, struct sv_mapping *mapping);
 void sv_memory_unmap(struct sv_mapping *mapping);
 int sv_memory_populate(struct sv_mapping *mapping, uint64_t page_size, uint32_t threads);
-// Copy `length` bytes from `fd` at `offset` to `memory_fd` at `memory_offset`, which is mapped
-// at `address`; -ENODATA if the file ends before.
-int sv_memory_load(int memory_fd, uint64_t memory_offset, uint64_t address, int fd,
-		   uint64_t offset, uint64_t length);
-void sv_memory_zero(uint64_t address, uint64_t length);
+
+// ---- load.c -------------------------------------------------------------------------------------
+
+// `length` bytes at `offset` of `fd` go to `address`, in the mapping; so many zeroes follow.
+struct sv_piece {
+	int fd;
+	uint64_t offset;
+	uint64_t length;
+	uint64_t zeroes;
+	uint64_t address;
+};
+struct sv_load;
+// Load the pieces on a thread of its own, one after the other, up to the first that fails.
+// `page_size` and the mapping are those of `memory_fd`; one load at a time.
+int sv_load_start(int memory_fd, uint64_t page_size, const struct sv_mapping *mapping,
+		  const struct sv_piece *pieces, uint32_t count, struct sv_load **load);
+// Wait for the thread and free it: 0, or why *failed can't be loaded; -ENODATA: the file ends
+// before it has `length` bytes.
+int sv_load_wait(struct sv_load *load, uint32_t *failed);

@@ -2,6 +2,7 @@
 #include "core/core.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
@@ -20,6 +21,56 @@ int sv_ioctl(int fd, unsigned long request, void *argument)
 int sv_ioctl_value(int fd, unsigned long request, unsigned long value)
 {
 	return sv_ioctl(fd, request, (void *)value);
+}
+
+struct sv_batch {
+	pthread_t thread;
+	struct sv_call *calls;
+	uint32_t count;
+	uint32_t done;
+};
+
+static void *run_batch(void *argument)
+{
+	struct sv_batch *batch = argument;
+
+	for (; batch->done < batch->count; batch->done++) {
+		struct sv_call *call = &batch->calls[batch->done];
+		int fd = call->fd == SV_FIRST_RESULT ? batch->calls[0].result : call->fd;
+
+		call->result = sv_ioctl(fd, call->request, call->argument);
+		if (call->result < 0)
+			break;
+	}
+	return NULL;
+}
+
+int sv_batch_start(struct sv_call *calls, uint32_t count, struct sv_batch **out)
+{
+	struct sv_batch *batch = calloc(1, sizeof(*batch));
+	int ret;
+
+	if (!batch)
+		return -ENOMEM;
+	batch->calls = calls;
+	batch->count = count;
+	ret = pthread_create(&batch->thread, NULL, run_batch, batch);
+	if (ret) {
+		free(batch);
+		return -ret;
+	}
+	*out = batch;
+	return 0;
+}
+
+uint32_t sv_batch_wait(struct sv_batch *batch)
+{
+	uint32_t done;
+
+	pthread_join(batch->thread, NULL);
+	done = batch->done;
+	free(batch);
+	return done;
 }
 
 pid_t sv_thread_id(void)

@@ -1,4 +1,4 @@
-// Guest RAM: a sealed memfd or a file, mapped once; filled and populated without the GIL.
+// Guest RAM: a sealed memfd or a file, mapped once; populated without the GIL.
 #include "core/core.h"
 
 #include <errno.h>
@@ -7,11 +7,9 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
-#include <sys/sendfile.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#define HUGE (2ul << 20)
 #define CHUNK (64ul << 20)
 
 int sv_memory_memfd(const char *name, uint64_t size, uint64_t huge_page_size)
@@ -52,7 +50,7 @@ int64_t sv_memory_page_size(int fd)
 
 int sv_memory_map(int fd, uint64_t size, uint64_t page_size, int dump, struct sv_mapping *mapping)
 {
-	uint64_t align = page_size > HUGE ? page_size : HUGE;
+	uint64_t align = page_size > SV_HUGE_PAGE ? page_size : SV_HUGE_PAGE;
 	// Huge pages are reserved: running out of them must fail here, not kill us later.
 	int flags = MAP_SHARED | MAP_FIXED | (page_size > 4096 ? 0 : MAP_NORESERVE);
 	uint64_t reserved_size, start;
@@ -146,58 +144,4 @@ int sv_memory_populate(struct sv_mapping *mapping, uint64_t page_size, uint32_t 
 	while (count)
 		pthread_join(started[--count], NULL);
 	return atomic_load(&job.error);
-}
-
-// For file systems that have no write(), hugetlbfs above all.
-static int load_by_read(uint64_t address, int fd, uint64_t offset, uint64_t length)
-{
-	while (length) {
-		ssize_t n = pread(fd, (void *)address, length, (off_t)offset);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		if (n == 0)
-			return -ENODATA;
-		address += (uint64_t)n;
-		offset += (uint64_t)n;
-		length -= (uint64_t)n;
-	}
-	return 0;
-}
-
-int sv_memory_load(int memory_fd, uint64_t memory_offset, uint64_t address, int fd,
-		   uint64_t offset, uint64_t length)
-{
-	// sendfile() writes at the position of the memory's descriptor, of which there is one.
-	static pthread_mutex_t position = PTHREAD_MUTEX_INITIALIZER;
-	off_t from = (off_t)offset;
-	uint64_t done = 0;
-	int ret = 0;
-
-	if (!length)
-		return 0;
-	pthread_mutex_lock(&position);
-	if (lseek(memory_fd, (off_t)memory_offset, SEEK_SET) < 0)
-		ret = -errno;
-	while (!ret && done < length) {
-		ssize_t n = sendfile(memory_fd, fd, &from, length - done);
-
-		if (n > 0)
-			done += (uint64_t)n;
-		else if (n == 0)
-			ret = -ENODATA;
-		else if (errno != EINTR)
-			ret = -errno;
-	}
-	pthread_mutex_unlock(&position);
-	if (ret == -EINVAL || ret == -ENOSYS)
-		return load_by_read(address + done, fd, offset + done, length - done);
-	return ret;
-}
-
-void sv_memory_zero(uint64_t address, uint64_t length)
-{
-	memset((void *)address, 0, length);
 }

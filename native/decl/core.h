@@ -73,12 +73,32 @@ int64_t sv_memory_page_size(int fd);
 int sv_memory_map(int fd, uint64_t size, uint64_t page_size, int dump, struct sv_mapping *mapping);
 void sv_memory_unmap(struct sv_mapping *mapping);
 int sv_memory_populate(struct sv_mapping *mapping, uint64_t page_size, uint32_t threads);
-int sv_memory_load(int memory_fd, uint64_t memory_offset, uint64_t address, int fd, uint64_t offset, uint64_t length);
-void sv_memory_zero(uint64_t address, uint64_t length);
+
+// load.c
+struct sv_load;
+struct sv_piece {
+	int fd;
+	uint64_t offset;
+	uint64_t length;
+	uint64_t zeroes;
+	uint64_t address;
+};
+int sv_load_start(int memory_fd, uint64_t page_size, const struct sv_mapping *mapping, const struct sv_piece *pieces, uint32_t count, struct sv_load **load);
+int sv_load_wait(struct sv_load *load, uint32_t *failed);
 
 // kvm.c
 int sv_ioctl(int fd, unsigned long request, void *argument);
 int sv_ioctl_value(int fd, unsigned long request, unsigned long value);
+#define SV_FIRST_RESULT ...
+struct sv_call {
+	int fd;
+	int result;
+	unsigned long request;
+	void *argument;
+};
+struct sv_batch;
+int sv_batch_start(struct sv_call *calls, uint32_t count, struct sv_batch **batch);
+uint32_t sv_batch_wait(struct sv_batch *batch);
 int sv_thread_id(void);
 struct sv_failure {
 	uint32_t reason;

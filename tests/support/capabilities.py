@@ -74,6 +74,16 @@ def _hugepages() -> str:
     return "" if os.access(free, os.W_OK) else "huge pages can't be reserved"
 
 
+def _huge_memfd() -> str:
+    folder = Path("/sys/kernel/mm/transparent_hugepage")
+    version = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if version < (6, 1) or not folder.exists():
+        return "no MADV_COLLAPSE for shared memory"
+    if "[deny]" in (folder / "shmem_enabled").read_text():
+        return "the host denies huge pages to shared memory"
+    return ""
+
+
 def _slow_disk() -> str:
     from tests.support import slow_disk
 
@@ -100,6 +110,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "virtiofsd": _program(VIRTIOFSD),
     "dpdk": _program("dpdk-testpmd"),
     "hugepages": _hugepages,
+    "huge_memfd": _huge_memfd,
     "slow_disk": _slow_disk,
     "gcc": _program("gcc"),
     "clang": _program("clang"),

@@ -63,16 +63,20 @@ class TinyGuest:
     """One vCPU, 4 MiB of RAM, `ports` at 0x600..0x6ff and `mmio` at MMIO..+0xfff in Python."""
 
     def __init__(self, *code: bytes, paused: bool = False, irqchip: bool = True,
-                 path: str | None = None) -> None:
+                 path: str | None = None, begin: bool = False) -> None:
         config = MemoryConfig()
         config.size, config.path = SIZE, path
         self.memory = GuestMemory(config)
         self.hypervisor = KvmHypervisor()
-        self.vm = self.hypervisor.create_vm()
         region = self.memory.regions[0]
-        self.vm.set_memory(0, 0, region.size, region.user_addr)
-        if irqchip:
-            self.vm.create_irqchip()
+        if begin:
+            self.vm = self.hypervisor.begin_vm([(0, region.size, region.user_addr)])
+            self.vm.wait()
+        else:
+            self.vm = self.hypervisor.create_vm()
+            self.vm.set_memory(0, 0, region.size, region.user_addr)
+            if irqchip:
+                self.vm.create_irqchip()
         self.vcpu = self.vm.create_vcpu(0)
         self.uart = self.vm.add_uart(0x3F8, 4)
         self.ports, self.mmio = Log(), Log()

@@ -44,9 +44,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         COUNT.write_text(str(before))
 
 
-def config(size: int, path: Path, prealloc: bool = False) -> MemoryConfig:
+def config(size: int, path: Path) -> MemoryConfig:
     made = MemoryConfig()
-    made.size, made.path, made.prealloc = size, str(path), prealloc
+    made.size, made.path = size, str(path)
     return made
 
 
@@ -59,7 +59,7 @@ def test_ram_on_huge_pages(folder: Path, tmp_path: Path) -> None:
         data = os.urandom(3 * MIB)
         (tmp_path / "kernel").write_bytes(data)
         with (tmp_path / "kernel").open("rb") as file:
-            memory.load_file(0x1234, file.fileno(), 5, len(data) - 5)
+            memory.start_load([(0x1234, file.fileno(), 5, len(data) - 5, 3)]).wait()
         assert memory.read(0x1234, len(data) - 5) == data[5:]
     finally:
         memory.close()
@@ -67,8 +67,9 @@ def test_ram_on_huge_pages(folder: Path, tmp_path: Path) -> None:
 
 def test_prealloc_takes_the_pages(folder: Path) -> None:
     free = int(FREE.read_text())
-    memory = GuestMemory(config(2 * PAGE, folder, prealloc=True))
+    memory = GuestMemory(config(2 * PAGE, folder))
     try:
+        memory.populate()
         assert int(FREE.read_text()) == free - 2
     finally:
         memory.close()
@@ -85,10 +86,11 @@ def test_too_few_pages_and_odd_sizes_are_refused(folder: Path) -> None:
 def test_a_memfd_of_huge_pages(folder: Path) -> None:
     """`-object memory-backend-memfd,hugetlb=on`: sealed as any other."""
     made = MemoryConfig()
-    made.size, made.huge_page_size, made.prealloc = 2 * PAGE, PAGE, True
+    made.size, made.huge_page_size = 2 * PAGE, PAGE
     free = int(FREE.read_text())
     memory = GuestMemory(made)
     try:
+        memory.populate()
         assert memory.page_size == PAGE
         assert int(FREE.read_text()) == free - 2
         memory.write(PAGE - 2, b"data")

@@ -4,13 +4,11 @@ Three kinds (compat-decisions, "kernels"): a bzImage (Linux Documentation/arch/x
 ELF vmlinux (entered by its PVH note if it has one, else by the 64-bit boot protocol), and
 StratoVirt's raw image, which is anything else: copied to 16 MiB and entered there.
 
-Headers are read and checked on the caller's thread, so that every error is known at once; the
-bytes are copied by `Loading` on a thread of its own.
+Headers are read and checked here, the bytes are copied by `loading.Loading`.
 """
 
 from __future__ import annotations
 
-import _thread
 import os
 import stat
 from struct import Struct, unpack_from
@@ -18,11 +16,6 @@ from struct import Struct, unpack_from
 from vmm.arch.x86_64 import layout
 from vmm.arch.x86_64.registers import ENTRY_64, ENTRY_PVH
 from vmm.errors import KernelImageError
-
-TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
-if TYPE_CHECKING:
-    from vmm.config.model import BootConfig
-    from vmm.memory import GuestMemory
 
 _COMMAND_LINE_DEFAULT = 2047  # kernels that don't say
 
@@ -93,55 +86,6 @@ def open_regular_file(option: str, path: str) -> tuple[int, int]:
         raise KernelImageError(f"{option} {path}: not a regular file", "name a kernel image"
                                if option == "-kernel" else "name an image file")
     return fd, status.st_size
-
-
-class Loading:
-    """A kernel on its way into RAM. `wait` once, before the guest runs; `cancel` at any end."""
-
-    def __init__(self, memory: GuestMemory, config: BootConfig, fresh: bool) -> None:
-        self._memory = memory
-        self._fresh = fresh  # RAM is all zeroes: what follows a segment need not be cleared
-        self._path = config.kernel or ""
-        self._error: Exception | None = None
-        self._fd, size = open_regular_file("-kernel", self._path)
-        try:
-            self.kernel = inspect(self._path, self._fd, size, memory.regions[0].size)
-        except BaseException:
-            os.close(self._fd)
-            raise
-        self._done = _thread.allocate_lock()
-        self._done.acquire()
-        _thread.start_new_thread(self._copy, ())
-
-    def _copy(self) -> None:
-        try:
-            for segment in self.kernel.segments:
-                if segment.size:
-                    self._memory.load_file(segment.address, self._fd, segment.offset,
-                                           segment.size)
-                if not self._fresh:
-                    self._memory.zero(segment.address + segment.size,
-                                      segment.memory_size - segment.size)
-        except Exception as error:
-            self._error = error
-        finally:
-            os.close(self._fd)
-            self._done.release()
-
-    def wait(self) -> None:
-        """Return when every byte is in RAM.
-
-        :raises KernelImageError: the file could not be read to its end.
-        """
-        self.cancel()
-        if self._error is not None:
-            raise KernelImageError(f"-kernel {self._path}: can't be read: {self._error}",
-                                   "check the file") from self._error
-
-    def cancel(self) -> None:
-        """Return when nothing writes to RAM any more."""
-        with self._done:
-            pass
 
 
 def inspect(path: str, fd: int, size: int, ram_end: int) -> Kernel:

@@ -53,14 +53,52 @@ def check(result: int, what: str, hint: str = "dmesg may tell why") -> int:
     return result
 
 
+class Batch:
+    """KVM's calls one after the other, on a thread of C: most of them wait for something."""
+
+    __slots__ = ("_batch", "_calls", "_rows", "_whats")
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, int, Any]] = []  # as struct sv_call
+        self._whats: list[str] = []
+        self._calls: Any = None
+        self._batch: Any = None
+
+    def add(self, fd: int, request: int, argument: Any, what: str) -> None:
+        """One more call; `fd` may be SV_FIRST_RESULT. Before `start`."""
+        self._rows.append((fd, 0, request, ffi.cast("void *", argument)))
+        self._whats.append(what)
+
+    def start(self) -> None:
+        """Begin, and return at once. What arguments point to is the thread's until `wait`."""
+        self._calls = ffi.new("struct sv_call[]", self._rows)
+        out = ffi.new("struct sv_batch **")
+        check(lib.sv_batch_start(self._calls, len(self._rows), out), "cannot start a thread",
+              "check the limit on threads")
+        self._batch = out[0]
+
+    def wait(self) -> int:
+        """Until all calls are done, or one has failed: what the first one returned."""
+        if self._batch is not None:
+            lib.sv_batch_wait(self._batch)
+            self._batch = None
+        return int(self._calls[0].result)
+
+    def check(self) -> None:
+        """:raises HypervisorError: a call failed; after `wait`."""
+        for call, what in zip(self._calls, self._whats, strict=True):
+            check(call.result, what)
+
+
 class KvmHypervisor(Hypervisor):
     """`/dev/kvm`, opened and checked."""
 
-    __slots__ = ("_fd", "_path")
+    __slots__ = ("_cpuid", "_fd", "_path")
 
     def __init__(self, path: str = DEVICE) -> None:
         """:raises HypervisorError: missing, no permission, too old, or lacks a capability."""
         self._path = path
+        self._cpuid: Any = None
         self._fd = _open_device(path)
         try:
             self._check()
@@ -92,25 +130,42 @@ class KvmHypervisor(Hypervisor):
 
     def create_vm(self) -> KvmVm:
         """KVM_CREATE_VM. See `Hypervisor.create_vm`."""
-        fd = check(lib.sv_ioctl_value(self._fd, lib.KVM_CREATE_VM, 0), "cannot create a VM")
-        try:
-            run_size = check(lib.sv_ioctl_value(self._fd, lib.KVM_GET_VCPU_MMAP_SIZE, 0),
-                             "cannot tell the size of a vCPU's shared area")
-            return KvmVm(fd, run_size)
-        except BaseException:
-            os.close(fd)
-            raise
+        vm = KvmVm(self._run_size())
+        vm.fd = check(lib.sv_ioctl_value(self._fd, lib.KVM_CREATE_VM, 0), "cannot create a VM")
+        return vm
+
+    def begin_vm(self, slots: Sequence[tuple[int, int, int]]) -> KvmVm:
+        """A VM with memory and interrupt controllers, made by a thread: it waits for KVM.
+
+        Nothing but `KvmVm.wait` and `close` before `KvmVm.wait` has returned.
+
+        :param slots: guest address, size, host address of each memory slot.
+        """
+        vm = KvmVm(self._run_size())
+        batch = vm.batch = Batch()
+        batch.add(self._fd, lib.KVM_CREATE_VM, 0, "cannot create a VM")
+        for slot, (guest_addr, size, host_addr) in enumerate(slots):
+            vm.set_memory(slot, guest_addr, size, host_addr)
+        vm.create_irqchip()
+        self._cpuid = _cpuid_table()
+        batch.add(self._fd, lib.KVM_GET_SUPPORTED_CPUID, self._cpuid,
+                  "cannot read the supported CPUID leaves")
+        batch.start()
+        return vm
+
+    def _run_size(self) -> int:
+        return check(lib.sv_ioctl_value(self._fd, lib.KVM_GET_VCPU_MMAP_SIZE, 0),
+                     "cannot tell the size of a vCPU's shared area")
 
     def supported_cpuid(self) -> Sequence[tuple[int, int, int, int, int, int, int]]:
         """KVM_GET_SUPPORTED_CPUID. See `Hypervisor.supported_cpuid`."""
-        count = 256
-        table = ffi.new("struct kvm_cpuid2 *", [count, count])
-        table.nent = count
-        check(lib.sv_ioctl(self._fd, lib.KVM_GET_SUPPORTED_CPUID, table),
-              "cannot read the supported CPUID leaves")
-        entries = table.entries
+        table = self._cpuid
+        if table is None:
+            table = _cpuid_table()
+            check(lib.sv_ioctl(self._fd, lib.KVM_GET_SUPPORTED_CPUID, table),
+                  "cannot read the supported CPUID leaves")
         return [(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
-                for e in entries[0:table.nent]]
+                for e in table.entries[0:table.nent]]
 
     def msr_indices(self) -> list[int]:
         """KVM_GET_MSR_INDEX_LIST: the MSRs that make up a vCPU's state."""
@@ -125,6 +180,13 @@ class KvmHypervisor(Hypervisor):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _cpuid_table() -> Any:
+    count = 256
+    table = ffi.new("struct kvm_cpuid2 *", [count, count])
+    table.nent = count
+    return table
 
 
 def _open_device(path: str) -> int:
@@ -150,10 +212,13 @@ def _open_device(path: str) -> int:
 class KvmVm(Vm):
     """One KVM virtual machine. See `Vm`."""
 
-    __slots__ = ("_chips", "_machine", "_pit", "_run_size", "_uarts", "fd", "vcpus")
+    __slots__ = ("_arguments", "_chips", "_machine", "_pit", "_run_size", "_uarts", "batch", "fd",
+                 "vcpus")
 
-    def __init__(self, fd: int, run_size: int) -> None:
-        self.fd = fd
+    def __init__(self, run_size: int) -> None:
+        self.fd = -1
+        self.batch: Batch | None = None  # takes the calls, as long as there is one
+        self._arguments: list[Any] = []  # of calls that were put off
         self._run_size = run_size
         self._uarts: list[KvmUart] = []
         self._chips: list[Any] = []  # PIC, PIC, IOAPIC as they were created
@@ -162,6 +227,29 @@ class KvmVm(Vm):
         out = ffi.new("struct sv_machine **")
         check(lib.sv_machine_create(out), "cannot prepare a machine")
         self._machine = out[0]
+
+    def wait(self) -> None:
+        """Until what `KvmHypervisor.begin_vm` began is done.
+
+        :raises HypervisorError: KVM refused; names the call.
+        """
+        batch = self._join()
+        if batch is not None:
+            batch.check()
+
+    def _join(self) -> Batch | None:
+        batch, self.batch = self.batch, None
+        if batch is not None:
+            self.fd = max(-1, batch.wait())
+            self._arguments.clear()
+        return batch
+
+    def _call(self, request: int, argument: Any, what: str) -> None:
+        if self.batch is not None:
+            self._arguments.append(argument)
+            self.batch.add(lib.SV_FIRST_RESULT, request, argument, what)
+        else:
+            check(lib.sv_ioctl(self.fd, request, ffi.cast("void *", argument)), what)
 
     # ---- memory and interrupts --------------------------------------------------------------
 
@@ -174,29 +262,26 @@ class KvmVm(Vm):
         region.guest_phys_addr = guest_addr
         region.memory_size = size
         region.userspace_addr = host_addr
-        check(lib.sv_ioctl(self.fd, lib.KVM_SET_USER_MEMORY_REGION, region),
-              f"cannot map {size:#x} bytes of RAM at {guest_addr:#x} (slot {slot})")
+        self._call(lib.KVM_SET_USER_MEMORY_REGION, region,
+                   f"cannot map {size:#x} bytes of RAM at {guest_addr:#x} (slot {slot})")
 
     def create_irqchip(self) -> None:
         """See `Vm.create_irqchip`."""
-        address = ffi.new("uint64_t *", IDENTITY_MAP)
-        check(lib.sv_ioctl(self.fd, lib.KVM_SET_IDENTITY_MAP_ADDR, address),
-              "cannot place the identity map")
-        check(lib.sv_ioctl_value(self.fd, lib.KVM_SET_TSS_ADDR, TSS), "cannot place the TSS")
-        check(lib.sv_ioctl_value(self.fd, lib.KVM_CREATE_IRQCHIP, 0),
-              "cannot create the interrupt controllers")
+        self._call(lib.KVM_SET_IDENTITY_MAP_ADDR, ffi.new("uint64_t *", IDENTITY_MAP),
+                   "cannot place the identity map")
+        self._call(lib.KVM_SET_TSS_ADDR, TSS, "cannot place the TSS")
+        self._call(lib.KVM_CREATE_IRQCHIP, 0, "cannot create the interrupt controllers")
         pit = ffi.new("struct kvm_pit_config *")
         # The speaker port 0x61 tells when PIT channel 2 expired: Linux calibrates by it.
         pit.flags = lib.KVM_PIT_SPEAKER_DUMMY
-        check(lib.sv_ioctl(self.fd, lib.KVM_CREATE_PIT2, pit), "cannot create the PIT")
+        self._call(lib.KVM_CREATE_PIT2, pit, "cannot create the PIT")
         for number in range(3):
             chip = ffi.new("struct kvm_irqchip *")
             chip.chip_id = number
-            check(lib.sv_ioctl(self.fd, lib.KVM_GET_IRQCHIP, chip),
-                  f"cannot read interrupt controller {number}")
+            self._call(lib.KVM_GET_IRQCHIP, chip, f"cannot read interrupt controller {number}")
             self._chips.append(chip)
         self._pit = ffi.new("struct kvm_pit_state2 *")
-        check(lib.sv_ioctl(self.fd, lib.KVM_GET_PIT2, self._pit), "cannot read the PIT")
+        self._call(lib.KVM_GET_PIT2, self._pit, "cannot read the PIT")
 
     def reset(self) -> None:
         """Interrupt controllers, PIT and vCPUs as they were created; the vCPUs must be paused."""
@@ -317,13 +402,16 @@ class KvmVm(Vm):
 
         :raises HypervisorError: a vCPU's thread has not ended; nothing more is freed.
         """
+        self._join()
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus.clear()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        if self._machine != ffi.NULL:
             lib.sv_machine_destroy(self._machine)
+            self._machine = ffi.NULL
             for uart in self._uarts:
                 uart.close()
 

@@ -3,10 +3,10 @@
 Read `build` from top to bottom: it is the order of set-up, and each step stands where it does
 for a reason (ARCHITECTURE.md, "Start-up"; measured):
 
-1. what can be refused cheaply (images, sockets) is opened first;
-2. memory slots go in before anything is on the I/O bus (0.1 ms against 5-11 ms);
-3. the kernel is read on a thread while Python builds devices and tables;
-4. workers come up meanwhile: their first message is sent before they exist.
+1. the groundwork is under way (groundwork.py): RAM, KVM, the copy of the kernel;
+2. what can be refused cheaply (images, sockets) is opened;
+3. workers come up meanwhile: their first message is sent before they exist;
+4. interrupts need KVM's VM, the guest's first instruction its kernel: waited for there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from vmm.arch.x86_64 import layout, setup
 from vmm.arch.x86_64.topology import Topology
 from vmm.block.family import BlockFamily, open_drive
+from vmm.boot.loading import Loading
 from vmm.bus.address_space import AddressSpace
 from vmm.chardev import create_chardev
 from vmm.confinement import vcpu_confinement
@@ -23,7 +24,6 @@ from vmm.errors import ConfigError
 from vmm.machine.machine import Device, Machine
 from vmm.machine.part import Part, device_name
 from vmm.machine.slots import Slot
-from vmm.memory import GuestMemory
 from vmm.net.family import NetFamily
 from vmm.transport.virtio_mmio import VirtioMmio
 from vmm.vcpu import VcpuThread
@@ -36,25 +36,27 @@ if TYPE_CHECKING:
     from vmm.config.model import VmConfig
     from vmm.devices.virtio_device import VirtioDevice
     from vmm.event_loop import EventLoop
-    from vmm.hypervisor.kvm import KvmHypervisor
     from vmm.machine.family import Family
+    from vmm.machine.groundwork import Groundwork
     from vmm.worker.nursery import Nursery
 
 
 class MicroVmBuilder:
     """Builds one microvm; `on_vcpu_end(kind, vcpu)` is called on a vCPU's thread."""
 
-    def __init__(self, config: VmConfig, hypervisor: KvmHypervisor, nursery: Nursery | None,
+    def __init__(self, config: VmConfig, groundwork: Groundwork, nursery: Nursery | None,
                  loop: EventLoop, cleanup: Cleanup,
                  on_vcpu_end: Callable[[int, VcpuThread], None]) -> None:
         self.config = config
-        self.hypervisor = hypervisor
+        self.groundwork = groundwork
         self.nursery = nursery
         self.loop = loop
         self.cleanup = cleanup
         self.on_vcpu_end = on_vcpu_end
         self.machine = Machine()
         self.machine.nursery = nursery
+        self.machine.memory = groundwork.memory
+        self.machine.vm = groundwork.vm
         self.mmio = AddressSpace()
         self.ports = AddressSpace()
 
@@ -66,17 +68,16 @@ class MicroVmBuilder:
         machine = self.machine
         machine.families = (BlockFamily(), NetFamily(self.config))
         self._open_nodes()
-        self._make_memory()
-        # A file behind -mem-path may hold an older life.
-        fresh = self.config.memory.path is None
-        loading = setup.start_loading(machine.memory, self.config.boot, fresh)
-        self.cleanup.push(loading.cancel)
+        if self.config.memory.prealloc:
+            machine.memory.populate()
         parts = self._start_parts()
-        machine.vm.create_irqchip()
         self._make_chardevs()
+        machine.vm.wait()
         self._make_legacy()
         self._make_devices(parts)
+        loading = self.groundwork.loading
         self._make_vcpus(setup.write_tables(machine.memory, self.config, loading, self._slots()))
+        loading.wait()
         machine.reload = self._reload
         return machine
 
@@ -88,8 +89,12 @@ class MicroVmBuilder:
         """Power-on again: interrupt controllers, kernel, tables, registers. RAM keeps the rest."""
         machine = self.machine
         machine.vm.reset()
-        loading = setup.start_loading(machine.memory, self.config.boot, fresh=False)
-        entry = setup.write_tables(machine.memory, self.config, loading, self._slots())
+        loading = Loading(machine.memory, self.config.boot, fresh=False)
+        try:
+            entry = setup.write_tables(machine.memory, self.config, loading, self._slots())
+        finally:
+            loading.cancel()
+        loading.wait()
         for vcpu in machine.vm.vcpus:
             setup.reset_vcpu(vcpu, entry, vcpu.index)
 
@@ -120,15 +125,6 @@ class MicroVmBuilder:
         return parts
 
     # ---- the board -------------------------------------------------------------------------
-
-    def _make_memory(self) -> None:
-        machine = self.machine
-        machine.memory = GuestMemory(self.config.memory, self.config.machine.dump_guest_core)
-        self.cleanup.push(machine.memory.close)
-        machine.vm = self.hypervisor.create_vm()
-        self.cleanup.push(machine.vm.close)
-        for slot, region in enumerate(machine.memory.regions):
-            machine.vm.set_memory(slot, region.guest_addr, region.size, region.user_addr)
 
     def _make_chardevs(self) -> None:
         for config in self.config.chardevs.values():
@@ -205,7 +201,7 @@ class MicroVmBuilder:
     def _make_vcpus(self, entry: setup.EntryPoint) -> None:
         machine = self.machine
         topology = Topology(self.config.cpu)
-        rows = self.hypervisor.supported_cpuid()
+        rows = self.groundwork.hypervisor.supported_cpuid()
         for index in range(self.config.cpu.count):
             handle = machine.vm.create_vcpu(topology.apic_id(index))  # its KVM id is its APIC id
             handle.index = index

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.capabilities import require
 from vmm.config.model import MemoryConfig
 from vmm.errors import ConfigError, MemoryAccessError
 from vmm.memory import GAP_END, GuestMemory
@@ -25,10 +27,9 @@ Make = Callable[..., GuestMemory]
 def make() -> Iterator[Make]:
     made: list[GuestMemory] = []
 
-    def build(size: int = 4 * MIB, path: str | None = None, prealloc: bool = False,
-              **options: int) -> GuestMemory:
+    def build(size: int = 4 * MIB, path: str | None = None, **options: int) -> GuestMemory:
         config = MemoryConfig()
-        config.size, config.path, config.prealloc = size, path, prealloc
+        config.size, config.path = size, path
         made.append(GuestMemory(config, **options))
         return made[-1]
 
@@ -65,8 +66,6 @@ def test_read_and_write(make: Make) -> None:
         memory.write(address, b"hello")
         assert memory.read(address, 5) == b"hello"
     assert os.pread(memory.fd, 5, 3 * MIB) == b"hello", "the file holds the same bytes"
-    memory.zero(0, 3)
-    assert memory.read(0, 5) == b"\0\0\0lo"
     memory.write(8, bytearray(b"ab"))
     memory.write(10, memoryview(b"cd"))
     assert memory.read(8, 4) == b"abcd"
@@ -82,53 +81,110 @@ def test_what_is_not_all_ram_is_refused(make: Make, gpa: int, size: int) -> None
         memory.host_address(gpa, size)
     with pytest.raises(MemoryAccessError):
         memory.read(gpa, size)
-    with pytest.raises(MemoryAccessError):
-        memory.zero(gpa, size)
     if 0 <= size < 8 * MIB:
         with pytest.raises(MemoryAccessError):
             memory.write(gpa, bytes(size))
 
 
-def test_load_file(make: Make, tmp_path: Path) -> None:
+def load(memory: GuestMemory, *pieces: tuple[int, int, int, int, int]) -> int:
+    """Load and wait; the number of the piece that failed, with its errno, is raised."""
+    loading = memory.start_load(pieces)
+    try:
+        loading.wait()
+    except OSError as error:
+        with pytest.raises(OSError) as again:  # as often as it is asked for
+            loading.wait()
+        assert again.value.errno == error.errno
+        raise
+    finally:
+        failed.append(loading.failed)
+    return loading.failed
+
+
+failed: list[int] = []
+
+
+def test_load_of_several_pieces(make: Make, tmp_path: Path) -> None:
     memory = make(8 * MIB, gap_start=6 * MIB)
     data = os.urandom(3 * MIB + 123)
     path = tmp_path / "kernel"
     path.write_bytes(data)
-    memory.write(0x1000 + len(data) - 7, b"#")
+    memory.write(0x1000, b"#" * 4 * MIB)
+    memory.write(GAP_END, b"#" * 200)
     with path.open("rb") as file:
-        memory.load_file(0x1003, file.fileno(), 7, len(data) - 7)
-        memory.load_file(GAP_END + 5, file.fileno(), 0, 100)
-        memory.load_file(0, file.fileno(), 0, 0)
+        fd = file.fileno()
+        assert load(memory, (0x1003, fd, 7, len(data) - 7, 5), (GAP_END + 5, fd, 0, 100, 0),
+                    (0, fd, 0, 0, 0)) == -1
+    end = 0x1003 + len(data) - 7
     assert memory.read(0x1003, len(data) - 7) == data[7:]
-    assert memory.read(GAP_END + 5, 100) == data[:100]
-    assert memory.read(0, 0x1003) == bytes(0x1003)
+    assert memory.read(0, 0x1004) == bytes(0x1000) + b"###" + data[7:8]
+    assert memory.read(end, 6) == bytes(5) + b"#"
+    assert memory.read(GAP_END, 106) == b"#" * 5 + data[:100] + b"#"
 
 
-def test_load_file_that_is_too_short_or_unreadable(make: Make, tmp_path: Path) -> None:
+def huge_kib(memory: GuestMemory) -> int:
+    """How much of RAM is huge pages, by what maps it."""
+    place = f"{memory.regions[0].user_addr:x}-"
+    text = Path("/proc/self/smaps").read_text()
+    found = re.search(r"ShmemPmdMapped: +(\d+) kB", text[text.index(f"\n{place}"):])
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.parametrize(("address", "size", "huge"), [
+    (2 * MIB, 4 * MIB, 4), (3 * MIB, 2 * MIB, 4), (2 * MIB, 2 * MIB - 1, 2), (0, MIB // 2, 0),
+    (6 * MIB + 5, 3 * MIB - 5, 2)])  # the last pages are no whole huge one
+def test_what_is_loaded_lies_in_huge_pages(make: Make, tmp_path: Path, address: int, size: int,
+                                           huge: int) -> None:
+    require("huge_memfd")
+    memory = make(9 * MIB)
+    data = os.urandom(size)
+    (tmp_path / "kernel").write_bytes(data)
+    memory.write(address - 1 if address else size, b"#")
+    with (tmp_path / "kernel").open("rb") as file:
+        load(memory, (address, file.fileno(), 0, size, 0))
+    assert memory.read(address, size) == data
+    assert memory.read(address - 1 if address else size, 1) == b"#"
+    assert os.fstat(memory.fd).st_blocks * 512 >= huge * MIB
+    assert huge_kib(memory) == huge * 1024
+
+
+def test_load_where_huge_pages_can_not_be_had(make: Make, tmp_path: Path) -> None:
+    """A file on a file system of pages."""
+    memory = make(8 * MIB, path=str(tmp_path / "ram"))
+    data = os.urandom(5 * MIB)
+    (tmp_path / "kernel").write_bytes(data)
+    with (tmp_path / "kernel").open("rb") as file:
+        load(memory, (MIB + 1, file.fileno(), 0, len(data), 0))
+    assert memory.read(MIB + 1, len(data)) == data
+
+
+@pytest.mark.parametrize("size", [100, 3 * MIB])  # by sendfile, by read
+def test_load_of_a_file_that_is_too_short(make: Make, tmp_path: Path, size: int) -> None:
     memory = make()
     path = tmp_path / "short"
-    path.write_bytes(b"x" * 100)
+    path.write_bytes(b"x" * size)
     with path.open("r+b") as file:
-        for offset, length in ((0, 101), (100, 1), (1 << 40, 1)):
-            with pytest.raises(OSError) as caught:
-                memory.load_file(0, file.fileno(), offset, length)
-            assert caught.value.errno == errno.ENODATA
-        with pytest.raises(OSError):
-            memory.load_file(0, file.fileno(), -1, 1)
+        fd = file.fileno()
+        for offset, length in ((0, size + 1), (size, 1), (1 << 40, 1)):
+            with pytest.raises(OSError, match=f"ends before {offset + length} bytes") as caught:
+                load(memory, (0, fd, 0, 1, 0), (0, fd, offset, length, 9), (5, fd, 0, 1, 0))
+            assert caught.value.errno == errno.ENODATA and failed[-1] == 1
         with pytest.raises(MemoryAccessError):
-            memory.load_file(memory.size - 50, file.fileno(), 0, 100)
-    with pytest.raises(OSError) as caught:
-        memory.load_file(0, 10_000, 0, 1)
-    assert caught.value.errno == errno.EBADF
+            memory.start_load([(memory.size - 50, fd, 0, 40, 11)])
+    assert memory.read(5, 1) != b"\0" or size == 100  # what came before the end; no third piece
 
 
-def test_load_file_from_something_that_sendfile_refuses(make: Make) -> None:
+def test_load_of_what_can_not_be_read(make: Make) -> None:
     memory = make()
     read_end, write_end = os.pipe()
     try:
         os.write(write_end, b"abc")
         with pytest.raises(OSError):  # a pipe has no offsets: an error, not a hang
-            memory.load_file(0, read_end, 1, 2)
+            load(memory, (0, read_end, 1, 2, 0))
+        with pytest.raises(OSError) as caught:
+            load(memory, (0, 10_000, 0, 1, 0))
+        assert caught.value.errno == errno.EBADF
     finally:
         os.close(read_end)
         os.close(write_end)
@@ -145,8 +201,9 @@ def test_absurd_size_is_a_clear_error(make: Make) -> None:
         make(1 << 62)
 
 
-def test_prealloc_allocates_everything(make: Make) -> None:
-    memory = make(8 * MIB, prealloc=True)
+def test_populate_allocates_everything(make: Make) -> None:
+    memory = make(8 * MIB)
+    memory.populate()
     assert os.fstat(memory.fd).st_blocks * 512 == 8 * MIB
     assert os.fstat(make(8 * MIB).fd).st_blocks == 0
 

@@ -1,21 +1,20 @@
 """From a configuration to a machine that can run its first instruction: what the builder calls.
 
-`start_loading` reads the kernel on a thread while Python builds devices; `write_tables` waits
-for it and writes everything the kernel is told; `setup_vcpu` sets one vCPU's registers.
+`write_tables` writes everything the kernel is told, `setup_vcpu` sets one vCPU's registers.
 """
 
 from __future__ import annotations
 
 from vmm.arch.x86_64 import acpi, boot_params, cpuid, layout, mptable, registers
 from vmm.arch.x86_64.topology import Topology
-from vmm.boot import cmdline, initrd
-from vmm.boot.kernel import Loading
+from vmm.boot import cmdline
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm.config.model import BootConfig, VmConfig
+    from vmm.boot.loading import Loading
+    from vmm.config.model import VmConfig
     from vmm.hypervisor.kvm_vcpu import KvmVcpu
     from vmm.memory import GuestMemory
 
@@ -30,21 +29,11 @@ class EntryPoint:
         self.address = address
 
 
-def start_loading(memory: GuestMemory, config: BootConfig, fresh: bool = True) -> Loading:
-    """Check the kernel's headers now, copy its segments into RAM on a thread.
-
-    :param fresh: RAM is still all zeroes, as a memfd is at first.
-    :raises KernelImageError: it can't be read, or is none that we can boot.
-    """
-    return Loading(memory, config, fresh)
-
-
 def write_tables(memory: GuestMemory, config: VmConfig, loading: Loading,
                  slots: Sequence[tuple[int, int, int]]) -> EntryPoint:
-    """Place the initrd, write command line, boot parameters, ACPI and MP tables.
+    """Write command line, boot parameters, ACPI and MP tables.
 
     :param slots: (base, size, gsi) of each virtio-mmio device, in probe order.
-    :raises KernelImageError: the kernel can't be read to its end, or something doesn't fit.
     :raises ConfigError: the command line is too long.
     """
     topology = Topology(config.cpu)
@@ -52,13 +41,13 @@ def write_tables(memory: GuestMemory, config: VmConfig, loading: Loading,
     kernel = loading.kernel
     line = cmdline.make(config.boot.append, slots, kernel.command_line_limit)
     memory.write(layout.COMMAND_LINE, line)
-    module = initrd.load(memory, config.boot.initrd, kernel)
     ram = [(region.guest_addr, region.size) for region in memory.regions]
     if kernel.mode == registers.ENTRY_64:
-        page = boot_params.make_zero_page(kernel.setup_header, ram, len(line) - 1, module)
+        page = boot_params.make_zero_page(kernel.setup_header, ram, len(line) - 1,
+                                          loading.module)
         memory.write(layout.ZERO_PAGE, page)
     else:
-        for address, data in boot_params.make_pvh(ram, module):
+        for address, data in boot_params.make_pvh(ram, loading.module):
             memory.write(address, data)
     rsdp, tables = acpi.make_acpi(ids, config.cpu.count, slots, config.serial is not None)
     pointer, mp = mptable.make_mptable(ids[:config.cpu.count])
@@ -68,7 +57,6 @@ def write_tables(memory: GuestMemory, config: VmConfig, loading: Loading,
     memory.write(layout.MP_TABLE, mp)
     memory.write(layout.RESET_VECTOR, registers.RESET_CODE)
     registers.write_descriptor_tables(memory, kernel.mode)
-    loading.wait()
     return EntryPoint(kernel.mode, kernel.entry)
 
 

@@ -13,6 +13,7 @@ from tests.support.firmware_tables import read_acpi, read_mptable
 from tests.unit.vmm.boot.images import bzimage, elf
 from vmm.arch.x86_64 import boot_params, layout, registers, setup
 from vmm.arch.x86_64.topology import Topology
+from vmm.boot.loading import Loading
 from vmm.config.model import MemoryConfig, VmConfig
 from vmm.hypervisor.fake import FakeHypervisor, FakeVcpu
 from vmm.memory import GuestMemory
@@ -135,8 +136,9 @@ def test_whole_set_up(memory: GuestMemory, tmp_path: Path, form: str) -> None:
     image = {"bzimage": bzimage(), "pvh": elf(pvh=0x1000010), "elf": elf(),
              "raw": b"\xf4" * 5000}[form]
     config = make_config(tmp_path, image)
-    loading = setup.start_loading(memory, config.boot)
+    loading = Loading(memory, config.boot, fresh=True)
     entry = setup.write_tables(memory, config, loading, SLOTS)
+    loading.wait()
     assert entry.mode == (registers.ENTRY_PVH if form == "pvh" else registers.ENTRY_64)
     line = memory.read(layout.COMMAND_LINE, 200).split(b"\0")[0].decode()
     assert line == ("console=ttyS0 virtio_mmio.device=512@0xf0100000:5 "

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.vmm.boot.images import BASE, bzimage, elf, note
 from vmm.arch.x86_64 import layout
 from vmm.arch.x86_64.registers import ENTRY_64, ENTRY_PVH
-from vmm.boot.kernel import Loading
+from vmm.boot.loading import Loading
 from vmm.config.model import BootConfig, MemoryConfig
 from vmm.errors import KernelImageError
 from vmm.memory import GuestMemory
@@ -255,22 +255,3 @@ def test_raw_image_that_does_not_fit(load: Load, memory: GuestMemory, tmp_path: 
     with (tmp_path / "big-kernel").open("wb") as file:
         file.truncate(RAM)
     refuse(load, memory, tmp_path / "big-kernel", "memory for kernels is")
-
-
-def test_a_file_that_shrinks_while_it_is_read(memory: GuestMemory, tmp_path: Path,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "kernel"
-    path.write_bytes(elf())
-    config = BootConfig()
-    config.kernel = str(path)
-    whole = GuestMemory.load_file
-
-    def load_file(self: GuestMemory, gpa: int, fd: int, offset: int, length: int) -> None:
-        os.truncate(path, 0x1100)
-        whole(self, gpa, fd, offset, length)
-
-    monkeypatch.setattr(GuestMemory, "load_file", load_file)
-    loading = Loading(memory, config, True)
-    with pytest.raises(KernelImageError, match=r"can't be read: .*the file ends"):
-        loading.wait()
-    loading.cancel()
