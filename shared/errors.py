@@ -14,7 +14,7 @@ Every message says what was asked, what went wrong and what to do.
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 
 class StratovirtError(Exception):

@@ -6,11 +6,13 @@ who owns them at each moment, so that none leaks and none is closed twice.
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+SEEK_SET, SEEK_END = 0, 2  # lseek(2)
 
 
 class OwnedFd:

@@ -12,12 +12,13 @@ No `logging`: this loads before the first guest instruction.
 
 from __future__ import annotations
 
+import _stat as stat
 import _thread
-import os
-import stat
+import posix as os
 import sys
 import time
 
+from shared import paths
 from shared.errors import SharedError
 
 LEVELS = ("error", "warn", "info", "debug", "trace")
@@ -75,7 +76,7 @@ def open_log(path: str | None) -> None:
     """
     if path is None:
         return
-    name = os.environ.get("STRATOVIRT_LOG_LEVEL", "info").lower()
+    name = os.environ.get(b"STRATOVIRT_LOG_LEVEL", b"info").decode(errors="replace").lower()
     _log.level = LEVELS.index(name) if name in LEVELS else _INFO
     if path == "":
         _log.fd = _standard_output()
@@ -148,7 +149,7 @@ def _write(level: str, text: str) -> None:
     frame = sys._getframe(2)
     now = time.time_ns()
     day = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9))
-    where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+    where = f"{paths.name(frame.f_code.co_filename)}:{frame.f_lineno}"
     head = f"{day}.{now % 10**9:09}: [{os.getpid()}][{_thread.get_native_id()}][{where}]"
     line = f"{head}:{level}: {one_line(text)}\n".encode("utf-8", "backslashreplace")
     with _log.lock:

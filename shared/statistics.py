@@ -27,7 +27,7 @@ n from 2^(10+n) up to 2^(11+n) ns, the last one everything beyond.
 
 from __future__ import annotations
 
-from struct import Struct
+from _struct import Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

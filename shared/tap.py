@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
+import posix as os
 from _socket import AF_INET, SOCK_CLOEXEC, SOCK_DGRAM, if_nametoindex, socket
-from struct import Struct
+from _struct import Struct
 
 from shared.errors import SharedError
 
@@ -61,7 +61,7 @@ def exists(name: str) -> bool:
     :raises TapError: no interface can have this name.
     """
     try:
-        if_nametoindex(os.fsdecode(check_name(name)))
+        if_nametoindex(check_name(name).decode(errors="surrogateescape"))
     except OSError:
         return False
     return True

@@ -8,11 +8,12 @@ VM (compat-decisions, "socket paths").
 from __future__ import annotations
 
 import _socket
+import _stat as stat
 import errno
-import os
-import stat
+import posix as os
 import time
 
+from shared import paths
 from shared.errors import SharedError
 
 TYPE_CHECKING = False
@@ -48,7 +49,7 @@ class UnixListener:
 
     def __init__(self, sock: _socket.socket, path: str) -> None:
         self.socket = sock
-        self.path = os.path.abspath(path)
+        self.path = paths.absolute(path)
         self._identity = _identity(path)
 
     def close(self) -> None:
@@ -68,8 +69,9 @@ def listen_unix(path: str, mode: int = 0o600) -> UnixListener:
 
     :raises AddressError: too long, taken by a living process, not a socket, no permission.
     """
-    if not path or "\0" in path or len(os.fsencode(path)) > PATH_LIMIT:
-        raise AddressError(f"The socket path '{path}' has {len(os.fsencode(path))} bytes, 1 to "
+    size = len(path.encode(errors="surrogateescape"))
+    if not path or "\0" in path or size > PATH_LIMIT:
+        raise AddressError(f"The socket path '{path}' has {size} bytes, 1 to "
                            f"{PATH_LIMIT} are possible", "choose a shorter one")
     # Two starts at the same moment: the lock on the folder makes one wait for the other.
     folder = _lock_folder(path)
@@ -113,7 +115,7 @@ def _lock_folder(path: str) -> int:
     """
     import fcntl
 
-    folder = os.path.dirname(path) or "."
+    folder = paths.folder(path) or "."
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError:

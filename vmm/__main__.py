@@ -8,11 +8,11 @@ Modules that come only with some options are imported where they are needed.
 from __future__ import annotations
 
 import gc
-import os
+import posix as os
 import sys
 from _signal import SIG_DFL, SIGHUP, SIGINT, SIGKILL, SIGTERM, signal  # type: ignore[import-not-found]
 
-from shared import log
+from shared import log, paths
 from shared.errors import StratovirtError
 from vmm import cli
 from vmm.cleanup import Cleanup
@@ -194,7 +194,7 @@ def _start(config: VmConfig, cleanup: Cleanup, early: Early) -> Vm:
 
         cleanup.push(write_pidfile(config.pidfile))
         if nursery is not None:
-            nursery.remember(os.path.abspath(config.pidfile))
+            nursery.remember(paths.absolute(config.pidfile))
     vm.start(machine)
     loop.call_later(CONFINE_DELAY, lambda: _confine(config, nursery))
     return vm

@@ -11,9 +11,9 @@ A nursery that has to be started again is started by the keeper (vmm/worker/keep
 
 from __future__ import annotations
 
-import os
+import posix as os
 
-from shared import log
+from shared import log, paths
 from shared.errors import SandboxError, StratovirtError, check
 
 TYPE_CHECKING = False
@@ -71,8 +71,8 @@ def _install_filter() -> None:
     from native import _sandbox
     from shared.sandbox import policy
 
-    path = os.path.join(os.path.dirname(__file__), "main.policy")
-    program = policy.compile_rules(policy.load(path), policy.NOTHING)
+    rules = policy.load(f"{paths.folder(__file__)}/main.policy")
+    program = policy.compile_rules(rules, policy.NOTHING)
     error = _sandbox.lib.sv_filter_install(program, len(program))
     if error < 0:
         raise SandboxError("seccomp", os.strerror(-error))

@@ -7,7 +7,7 @@ for a back end runs on a thread of its own and comes back through `call_soon`.
 
 from __future__ import annotations
 
-import os
+import posix as os
 import select
 import time
 

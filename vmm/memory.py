@@ -7,9 +7,9 @@ what lies below the gap, then what lies from 4 GiB.
 
 from __future__ import annotations
 
-import os
+import posix as os
+from _stat import S_ISDIR, S_ISREG
 from errno import EAGAIN, EFAULT, ENODATA, ENOMEM
-from stat import S_ISDIR, S_ISREG
 
 from native._core import ffi, lib
 from shared.errors import RegionError
@@ -87,7 +87,7 @@ class GuestMemory:
             return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
         if S_ISDIR(mode):
             # Without a name from the start, or at once: nothing is ever left behind.
-            name = os.path.join(path, f"guest-ram-{os.getpid()}-{os.urandom(6).hex()}")
+            name = f"{path}/guest-ram-{os.getpid()}-{os.urandom(6).hex()}"
             fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600)
             os.unlink(name)
             return fd

@@ -13,12 +13,13 @@ with it), options.  The answer: serial and pid with the worker's pidfd, or seria
 from __future__ import annotations
 
 import gc
-import os
+import posix as os
 import select
 import sys
 from _signal import SIGKILL, pidfd_send_signal  # type: ignore[import-not-found]
 
 from native import _sandbox
+from shared import paths
 from shared.control.channel import Channel, ChannelClosed, close_quietly
 from shared.control.codec import CodecError
 from shared.errors import SandboxError, SharedError, StratovirtError, check
@@ -291,7 +292,7 @@ def _where(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
-        places.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}")
+        places.append(f"{paths.name(code.co_filename)}:{trace.tb_lineno}")
         trace = trace.tb_next
     return " < ".join(reversed(places[-6:]))
 
@@ -302,7 +303,7 @@ def main() -> None:
     _sandbox.lib.sv_set_name(b"sv-nursery")
     os.chdir("/")
     os.umask(0o077)
-    off = stages.parse_off(os.environ.get(OFF_VARIABLE, ""))
+    off = stages.parse_off(os.environ.get(OFF_VARIABLE.encode(), b"").decode())
     nursery = Nursery(Channel(CHANNEL_FD), entries(), off)
     nursery.prepare()
     # Collected now, frozen after: clones share these pages for as long as they live.

@@ -6,12 +6,13 @@ nursery leaves its pages behind; the next nursery finds those that nobody has lo
 
 from __future__ import annotations
 
+import _stat as stat
 import fcntl
-import os
-import stat
-from struct import pack, unpack
+import posix as os
+from _struct import pack, unpack
 
 from shared.control.channel import close_quietly
+from shared.fds import SEEK_SET
 from shared.statistics import is_page_name
 
 MAX_NAMES = 1024
@@ -66,7 +67,7 @@ class PageNames:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return False
             answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK,
-                                 pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+                                 pack(_FLOCK, fcntl.F_WRLCK, SEEK_SET, 0, 1, 0))
             return bool(unpack(_FLOCK, answer)[0] == fcntl.F_UNLCK)
         except OSError:
             return False

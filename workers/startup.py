@@ -13,11 +13,12 @@ A stage that fails ends the worker with a message that names the stage.  A worke
 
 from __future__ import annotations
 
-import os
+import posix as os
 import select
 import sys
 
 from native import _sandbox
+from shared import paths
 from shared.errors import SandboxError, StratovirtError, check
 from shared.sandbox import policy, stages
 from workers.errors import StartError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 lib = _sandbox.lib
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
+_HERE = paths.folder(paths.absolute(__file__))
 _WALL = 0x40000000  # linux/wait.h, __WALL
 
 

@@ -7,7 +7,7 @@ of a device; the guest can't reach it.
 from __future__ import annotations
 
 import _socket
-import os
+import posix as os
 
 from shared.control.codec import CodecError, decode, encode
 from shared.errors import SharedError

@@ -19,9 +19,10 @@ ordinary load doesn't need (a test finds the others that nothing needs).
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 
 from native import _sandbox
+from shared import paths
 from shared.errors import SharedError, check
 
 TYPE_CHECKING = False
@@ -71,7 +72,7 @@ def load(path: str, known: dict[str, list[Rule]] | None = None) -> list[Rule]:
     :param known: rules of files by path, for who loads several that include the same one.
     :raises PolicyError: names file and line.
     """
-    return _load(os.path.normpath(path), {} if known is None else known, 3)
+    return _load(paths.absolute(path), {} if known is None else known, 3)
 
 
 def _load(path: str, known: dict[str, list[Rule]], depth: int) -> list[Rule]:
@@ -82,10 +83,10 @@ def _load(path: str, known: dict[str, list[Rule]], depth: int) -> list[Rule]:
         with open(path, encoding="ascii") as file:
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"Can't read the policy {os.path.basename(path)}: {error}",
+        raise PolicyError(f"Can't read the policy {paths.name(path)}: {error}",
                           "install it again") from error
     for number, line in enumerate(lines, 1):
-        place = f"{os.path.basename(path)}:{number}"
+        place = f"{paths.name(path)}:{number}"
         text, _, reason = (part.strip() for part in line.partition("#"))
         if not text:
             continue
@@ -94,8 +95,8 @@ def _load(path: str, known: dict[str, list[Rule]], depth: int) -> list[Rule]:
         if text.startswith("include "):
             if depth == 0:
                 raise PolicyError(f"{place}: too many files include each other")
-            other = os.path.join(os.path.dirname(path), text.removeprefix("include ").strip())
-            rules += _load(os.path.normpath(other), known, depth - 1)
+            other = f"{paths.folder(path)}/{text.removeprefix('include ').strip()}"
+            rules += _load(paths.absolute(other), known, depth - 1)
         else:
             rules.append(_parse(text, reason, place))
     known[path] = rules

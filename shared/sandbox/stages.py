@@ -14,7 +14,7 @@ The names of the stages in force are what a worker reports and `query-workers` s
 
 from __future__ import annotations
 
-import os
+import posix as os
 import resource
 
 from native import _sandbox

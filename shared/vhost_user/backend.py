@@ -10,9 +10,9 @@ doesn't ask could not learn otherwise that its request was not done.
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import stat
+import posix as os
 
 from shared.errors import SharedError
 from shared.fds import close_all

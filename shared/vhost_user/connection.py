@@ -9,7 +9,7 @@ first byte: the message may still come, or go.
 from __future__ import annotations
 
 import _socket
-import os
+import posix as os
 import select
 import time
 

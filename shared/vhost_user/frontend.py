@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import _socket
 import _thread
-import os
+import posix as os
 import time
 
-from shared.fds import close_all
+from shared.fds import SEEK_END, close_all
 from shared.vhost_user import messages as m
 from shared.vhost_user.connection import Connection, Message
 from shared.vhost_user.errors import PeerRefusedError, ProtocolError, TimedOutError
@@ -408,6 +408,6 @@ def _file_size(fd: int) -> int:
     the C library makes a newfstatat of it.
     """
     try:
-        return os.lseek(fd, 0, os.SEEK_END)
+        return os.lseek(fd, 0, SEEK_END)
     except OSError:
         return 0

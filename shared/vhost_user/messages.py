@@ -10,7 +10,7 @@ specification and the structures differ the structure wins, and a comment says s
 
 from __future__ import annotations
 
-from struct import Struct
+from _struct import Struct
 
 from shared.memory_regions import MemoryRegion
 from shared.vhost_user.errors import ProtocolError

@@ -16,10 +16,11 @@ from tests.support.test_vm import ROOT
 pytestmark = pytest.mark.vm
 
 # Each costs more than all of ours, or pulls in what does.
-SLOW = {"argparse", "asyncio", "cbor2", "collections", "contextlib", "copy", "ctypes",
-        "dataclasses", "enum", "functools", "inspect", "json", "logging", "pathlib", "posix_ipc",
-        "pyroute2", "random", "re", "selectors", "shutil", "signal", "socket", "subprocess",
-        "tempfile", "threading", "traceback", "typing", "weakref"}
+SLOW = {"_collections_abc", "argparse", "asyncio", "cbor2", "collections", "contextlib", "copy",
+        "ctypes", "dataclasses", "enum", "functools", "inspect", "json", "logging", "os",
+        "pathlib", "posix_ipc", "posixpath", "pyroute2", "random", "re", "selectors", "shutil",
+        "signal", "socket", "stat", "struct", "subprocess", "tempfile", "threading", "traceback",
+        "typing", "weakref"}
 
 CODE = """
 import sys

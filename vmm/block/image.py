@@ -11,12 +11,13 @@ core keeps none of them.  See `lock_incarnation` for why.
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
 import fcntl
-import os
-import stat
-from struct import pack, unpack
+import posix as os
+from _struct import pack, unpack
 
+from shared.fds import SEEK_END, SEEK_SET
 from vmm.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -66,7 +67,7 @@ class Image:
         self.is_block_device = stat.S_ISBLK(status.st_mode)
         if self.is_block_device:
             self._identity = (-1, status.st_rdev)
-            self.size = os.lseek(fd, 0, os.SEEK_END)
+            self.size = os.lseek(fd, 0, SEEK_END)
             self.logical_block_size = _ioctl(fd, _BLKSSZGET, 512)
             self.physical_block_size = _ioctl(fd, _BLKPBSZGET, self.logical_block_size)
         else:
@@ -93,7 +94,7 @@ class Image:
 
     def measure(self) -> None:
         """Read the size again: somebody may have changed it."""
-        self.size = (os.lseek(self.fd, 0, os.SEEK_END) if self.is_block_device
+        self.size = (os.lseek(self.fd, 0, SEEK_END) if self.is_block_device
                      else os.fstat(self.fd).st_size)
 
     def grow(self, size: int) -> None:
@@ -247,13 +248,13 @@ def _cannot_open(path: str, error: OSError) -> ConfigError:
 
 
 def _set_lock(fd: int, kind: int, start: int, length: int = 1) -> None:
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, pack(_FLOCK, kind, os.SEEK_SET, start, length, 0))
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, pack(_FLOCK, kind, SEEK_SET, start, length, 0))
 
 
 def _is_locked(fd: int, byte: int) -> bool:
     """Whether another open file description has a lock on the byte."""
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK,
-                         pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+                         pack(_FLOCK, fcntl.F_WRLCK, SEEK_SET, byte, 1, 0))
     return bool(unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 

@@ -9,9 +9,9 @@ Headers are read and checked here, the bytes are copied by `loading.Loading`.
 
 from __future__ import annotations
 
-import os
-import stat
-from struct import Struct, unpack_from
+import _stat as stat
+import posix as os
+from _struct import Struct, unpack_from
 
 from vmm.arch.x86_64 import layout
 from vmm.arch.x86_64.registers import ENTRY_64, ENTRY_PVH

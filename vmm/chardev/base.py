@@ -8,7 +8,7 @@ is connected output is dropped, as a serial line does it.
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from vmm.event_loop import READ, WRITE
 

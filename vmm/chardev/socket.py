@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import _socket
-import os
+import posix as os
 
 from shared.unix_socket import AddressError, UnixListener, listen_tcp, listen_unix
 from vmm.chardev.base import Chardev

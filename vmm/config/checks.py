@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import stat
+import _stat as stat
+import posix as os
 
+from shared import paths
 from vmm.config.backends import resolve_monitors
 from vmm.errors import ConfigError
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
     from vmm.config.model import VmConfig
+
+_MAX_LINKS = 40  # that follow each other, as the kernel has it
 
 
 def check(config: VmConfig) -> None:
@@ -208,11 +211,23 @@ def _check_files(config: VmConfig) -> None:
 
 
 def _identity(path: str) -> object:
+    """Equal for two names of one file, be it there or not yet."""
+    for _ in range(_MAX_LINKS):
+        try:
+            status = os.stat(path)
+            return status.st_dev, status.st_ino
+        except (OSError, ValueError):
+            pass
+        try:
+            target = os.readlink(path)
+        except (OSError, ValueError):
+            break
+        path = target if target.startswith("/") else f"{paths.folder(path) or '.'}/{target}"
     try:
-        status = os.stat(path)
+        status = os.stat(paths.folder(path) or ".")
     except (OSError, ValueError):
-        return os.path.realpath(path)
-    return status.st_dev, status.st_ino
+        return path
+    return status.st_dev, status.st_ino, paths.name(path)
 
 
 def _is_device(path: str) -> bool:

@@ -6,7 +6,7 @@ The guest's `_EVT` method reads the register, which clears it, and turns bits in
 from __future__ import annotations
 
 import _thread
-import os
+import posix as os
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ For reports only: whoever takes the rings over reads the record himself (native/
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

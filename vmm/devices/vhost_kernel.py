@@ -8,8 +8,8 @@ the descriptor, and with it all that the kernel did for it.
 
 from __future__ import annotations
 
-import os
-import stat
+import _stat as stat
+import posix as os
 from errno import EACCES, ENODEV, ENOENT, ENXIO, EPERM
 
 from native._core import ffi, lib

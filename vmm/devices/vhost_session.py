@@ -7,7 +7,7 @@ leave the judgement to the device.
 
 from __future__ import annotations
 
-import os
+import posix as os
 import select
 import time
 

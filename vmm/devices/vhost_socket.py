@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import _socket
-import os
-import stat
+import _stat as stat
+import posix as os
 import time
 
 from vmm.errors import ConfigError

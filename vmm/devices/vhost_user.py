@@ -19,7 +19,7 @@ start them, and has not confirmed it: what comes next stops them first.
 from __future__ import annotations
 
 import _thread
-import os
+import posix as os
 import select
 import time
 

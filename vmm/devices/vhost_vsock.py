@@ -11,7 +11,7 @@ every request at once, so there is nothing to wait for or to abort.
 from __future__ import annotations
 
 import _thread
-import os
+import posix as os
 import select
 from errno import EADDRINUSE, EBUSY, EINVAL
 

@@ -6,7 +6,7 @@ and served in C (native/core/machine.c, vcpu.c).  The vCPU itself is in `kvm_vcp
 
 from __future__ import annotations
 
-import os
+import posix as os
 from errno import EACCES, EBUSY, ENOENT, EPERM
 
 from native._core import ffi, lib

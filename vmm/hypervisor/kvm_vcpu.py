@@ -8,7 +8,7 @@ which the vCPU is not running: before `start`, or paused.
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from native._core import ffi, lib
 from vmm.errors import HypervisorError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 # Locally administered, and what QEMU's and StratoVirt's users know virtual NICs by.
 _PREFIX = b"\x52\x54\x00"

@@ -6,7 +6,7 @@ queued in it, survives a worker.
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from shared import log
 from shared.errors import SharedError

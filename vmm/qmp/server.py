@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
+import posix as os
 
 from shared import unix_socket
 from vmm.errors import ConfigError

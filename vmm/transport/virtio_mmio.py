@@ -12,7 +12,7 @@ of the device, which come on the main loop and must never wait.
 from __future__ import annotations
 
 import _thread
-import os
+import posix as os
 import time
 
 from shared import log

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
+import posix as os
 
 import native
 from vmm.errors import WorkerSpawnError
 
-PROGRAM = os.path.join(next(iter(native.__path__)), "_keeper")
+PROGRAM = f"{next(iter(native.__path__))}/_keeper"
 ANSWER_LIMIT = 5.0  # seconds; a clone takes a fraction of a millisecond
 _SOCKET_FD = 3
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import _socket
 import _thread
-import os
+import posix as os
 import select
 import sys
 import time
 
 import native
-from shared import log
+from shared import log, paths
 from shared.control.channel import Channel, ChannelClosed, pair
 from shared.control.codec import CodecError
 from shared.fds import close_all
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from shared.control.channel import Message
     from vmm.event_loop import EventLoop
 
-_SCRIPT = os.path.join(os.path.dirname(next(iter(native.__path__))), "workers/begin.py")
+_SCRIPT = f"{paths.folder(next(iter(native.__path__)))}/workers/begin.py"
 _MAX_QUEUES = 64  # a console of 31 ports and its control queues
 
 
@@ -231,9 +231,9 @@ class Nursery:
             self._names.append(path)
         if self._channel is None:
             return
-        message: Message = {"type": "remember", "name": os.path.basename(path)}
+        message: Message = {"type": "remember", "name": paths.name(path)}
         try:
-            folder = os.open(os.path.dirname(path) or ".",
+            folder = os.open(paths.folder(path) or ".",
                              os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             return

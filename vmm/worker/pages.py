@@ -11,8 +11,8 @@ Opened by hand: the package posix_ipc does the same, and takes 1 ms to import.
 from __future__ import annotations
 
 import fcntl
-import os
-from struct import pack
+import posix as os
+from _struct import pack
 
 from shared import log, statistics
 

@@ -8,7 +8,7 @@ that it alone writes and nobody trusts.
 from __future__ import annotations
 
 import _thread
-import os
+import posix as os
 import select
 import time
 from _signal import SIGKILL, SIGSYS, pidfd_send_signal  # type: ignore[import-not-found]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import os
+import posix as os
 
 from native import _dataplane
 from shared.errors import SandboxError, SharedError, SystemCallError, check

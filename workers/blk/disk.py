@@ -6,13 +6,14 @@ not, writable or not) is read from it, not believed from the options.
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
 import fcntl
 import mmap
-import os
-import stat
+import posix as os
 
 from native import _dataplane
+from shared.fds import SEEK_END
 from shared.virtio.blk import ID_BYTES, SECTOR
 from workers.errors import DiskError
 
@@ -80,7 +81,7 @@ class Disk:
         :raises DiskError: it is absurd, or the image can't be read.
         """
         try:
-            size = (os.lseek(self.fd, 0, os.SEEK_END) if self.block_device
+            size = (os.lseek(self.fd, 0, SEEK_END) if self.block_device
                     else os.fstat(self.fd).st_size)
         except OSError as error:
             raise DiskError(f"Can't measure the image: {error.strerror}") from error

@@ -9,7 +9,7 @@ with by the same code.
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from shared.virtio import blk, console, net
 from workers.balloon.device import BalloonDevice

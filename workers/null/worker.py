@@ -6,7 +6,7 @@ comes over the control channel with the order "serve".
 
 from __future__ import annotations
 
-import os
+import posix as os
 import select
 
 from shared.errors import StratovirtError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posix
 import re
 import threading
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}: \[\d+\]\[\d+\]\[[\w.]
 @pytest.fixture(autouse=True)
 def own_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A log of this test's own."""
-    monkeypatch.delenv("STRATOVIRT_LOG_LEVEL", raising=False)
+    monkeypatch.delitem(posix.environ, b"STRATOVIRT_LOG_LEVEL", raising=False)
     mine = log._Log()
     monkeypatch.setattr(log, "_log", mine)
     yield
@@ -52,7 +53,7 @@ def test_the_form_of_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("level", "count"), [("error", 1), ("warn", 2), ("info", 3), ("INFO", 3),
                                               ("debug", 4), ("trace", 4), ("nonsense", 3)])
 def test_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, count: int) -> None:
-    monkeypatch.setenv("STRATOVIRT_LOG_LEVEL", level)
+    monkeypatch.setitem(posix.environ, b"STRATOVIRT_LOG_LEVEL", level.encode())
     log.open_log(str(tmp_path / "log"))
     for write in (log.error, log.warning, log.info, log.debug):
         write("x")

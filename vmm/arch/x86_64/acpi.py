@@ -7,7 +7,7 @@ and sleep go through the Generic Event Device and the sleep registers.
 
 from __future__ import annotations
 
-from struct import pack
+from _struct import pack
 
 from vmm.arch.x86_64 import aml, layout
 

@@ -5,7 +5,7 @@ Each function returns encoded bytes; terms nest by concatenation.
 
 from __future__ import annotations
 
-from struct import pack
+from _struct import pack
 
 
 def name_string(path: str) -> bytes:

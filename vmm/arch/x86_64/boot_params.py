@@ -5,7 +5,7 @@ Linux Documentation/arch/x86/boot.rst and zero-page.rst; Xen public/arch-x86/hvm
 
 from __future__ import annotations
 
-from struct import pack, pack_into
+from _struct import pack, pack_into
 
 from vmm.arch.x86_64 import layout
 

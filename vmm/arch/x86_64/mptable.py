@@ -8,7 +8,7 @@ arch/x86/kvm/irq.c), which nobody changes.
 
 from __future__ import annotations
 
-from struct import pack
+from _struct import pack
 
 from vmm.arch.x86_64 import layout
 

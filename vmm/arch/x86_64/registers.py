@@ -6,7 +6,7 @@ docs/misc/pvh.pandoc: 32-bit protected mode, paging off, ebx = start info.
 
 from __future__ import annotations
 
-from struct import pack
+from _struct import pack
 
 from vmm.arch.x86_64 import layout
 

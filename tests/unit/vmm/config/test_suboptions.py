@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -220,3 +221,17 @@ def test_bad_monitors(line: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         cli.parse(shlex.split(line))
     assert says in caught.value.what and caught.value.hint
+
+
+def test_two_names_of_a_file_that_is_not_there_yet(tmp_path: Path) -> None:
+    """By links that lead to it, through a folder that goes by two names."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "folder").symlink_to("real")
+    (tmp_path / "link").symlink_to("folder/../real/new")
+    (tmp_path / "far").symlink_to(tmp_path / "link")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("real/new", "folder/new", "link", "far"):
+        with pytest.raises(ConfigError, match="uses this file too"):
+            parse(f"-D {tmp_path}/real/new -pidfile {tmp_path}/{name}")
+    for name in ("real/other", "loop", "missing/new"):
+        parse(f"-D {tmp_path}/real/new -pidfile {tmp_path}/{name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posix
 import socket
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def test_no_device(monkeypatch: pytest.MonkeyPatch, error: int, says: str) -> No
         assert path == "/dev/vhost-vsock"
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(posix, "open", refuse)
     with pytest.raises(ConfigError) as caught:
         open_vsock(OPTION)
     assert str(caught.value).startswith(OPTION) and says in str(caught.value)
