@@ -34,8 +34,9 @@ BUNDLES = {
          "vmm.qmp.server", "vmm.vm", "vmm.chardev.local"),
     ),
     "workers": (
-        ("workers.nursery", "workers.blk.worker", "workers.net.worker", "workers.null.worker",
-         "workers.rng.worker", "workers.console.worker", "workers.balloon.worker"),
+        ("workers.begin", "workers.nursery", "workers.blk.worker", "workers.net.worker",
+         "workers.null.worker", "workers.rng.worker", "workers.console.worker",
+         "workers.balloon.worker"),
     ),
 }
 

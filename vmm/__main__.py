@@ -231,7 +231,10 @@ def _lay_groundwork(config: VmConfig, cleanup: Cleanup) -> Groundwork | None:
 
 
 def run(nursery: str = "") -> None:
-    """For the launcher: `main`, then an exit that doesn't wait for daemon threads."""
+    """For the launcher: `main`, then an exit that doesn't wait for daemon threads.
+
+    :param nursery: see `Early`.
+    """
     status = main(early=Early(nursery))
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -21,29 +21,29 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// Modules come from one file where it is to be had (native/bundle.py), else as usual. Until the
-// guest runs there is nothing that a garbage collection could find; vmm.__main__ turns it on.
+// Arguments: paths, parted by colons; a module; what its run() gets. Modules come from one file
+// where it is to be had (native/bundle.py), else as usual. Until the guest runs, or there is a
+// worker, there is nothing that a garbage collector could find.
 #define CODE                                                                                   \
 	"import sys,gc\n"                                                                      \
 	"gc.disable()\n"                                                                       \
 	"sys.path[:0]=sys.argv.pop(1).split(':')\n"                                            \
-	"nursery=sys.argv.pop(1)\n"                                                            \
+	"name=sys.argv.pop(1)\n"                                                               \
 	"try:\n"                                                                               \
 	" from marshal import loads\n"                                                         \
 	" from posix import close,open,read,stat\n"                                            \
 	" from _frozen_importlib_external import MAGIC_NUMBER\n"                               \
 	" root=sys.path[0]\n"                                                                  \
-	" path=root+'/vmm/__pycache__/startup.'+sys.implementation.cache_tag\n"                \
+	" path='%s/%s/__pycache__/startup.%s'%(root,name.partition('.')[0],"                   \
+	"sys.implementation.cache_tag)\n"                                                      \
 	" file=open(path,524288)\n" /* O_CLOEXEC */                                            \
 	" data=memoryview(read(file,stat(path).st_size))\n"                                    \
 	" close(file)\n"                                                                       \
-	" if data[:4]==MAGIC_NUMBER:exec(loads(data[12:]),{'data':data,'root':root})\n"         \
+	" if data[:4]==MAGIC_NUMBER:exec(loads(data[12:]),{'data':data,'root':root})\n"        \
 	" del data\n"                                                                          \
 	"except (OSError,EOFError,ValueError,TypeError):pass\n"                                \
-	"from vmm.__main__ import run\n"                                                       \
-	"run(nursery)"
+	"__import__(name,None,None,['run']).run(sys.argv.pop(1))"
 
-#define MAX_PATHS 16
 #define CHANNEL_FD 3
 
 // Whether the command line asks for a VM whose nursery is as any other and this process's child.
@@ -67,13 +67,10 @@ static bool wants_nursery(char **argv)
 // In the child. As vmm/worker/nursery.py starts later ones.
 static void become_nursery(char *python, char *paths, int channel)
 {
-	char script[PATH_MAX + 32], *argv[MAX_PATHS + 5] = {python, "-I", "-S", script};
+	char *argv[] = {python, "-I", "-S", "-c", CODE, paths, "workers.begin", "", NULL};
 	char *environment[] = {"LC_ALL=C", NULL};
-	int at = 4, null, high;
+	int null, high;
 
-	for (char *path = strtok(paths, ":"); path && at < MAX_PATHS + 4; path = strtok(NULL, ":"))
-		argv[at++] = path;
-	snprintf(script, sizeof(script), "%s/workers/begin.py", argv[4]);
 	setsid();
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	high = fcntl(channel, F_DUPFD_CLOEXEC, 64);
@@ -89,9 +86,8 @@ static void become_nursery(char *python, char *paths, int channel)
 
 // Fills `text` with "DESCRIPTOR:PID" of our end of its channel and of itself; empty: there is
 // none, the core starts one if it needs one.
-static void start_nursery(char *python, const char *paths, char **argv, char *text, size_t size)
+static void start_nursery(char *python, char *paths, char **argv, char *text, size_t size)
 {
-	char *copy;
 	int ends[2];
 	pid_t pid;
 
@@ -99,10 +95,9 @@ static void start_nursery(char *python, const char *paths, char **argv, char *te
 	if (!wants_nursery(argv) || socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) < 0)
 		return;
 	fcntl(ends[1], F_SETFD, FD_CLOEXEC);
-	copy = strdup(paths);
-	pid = copy ? fork() : -1;
+	pid = fork();
 	if (pid == 0)
-		become_nursery(python, copy, ends[1]);
+		become_nursery(python, paths, ends[1]);
 	close(ends[1]);
 	if (pid < 0)
 		close(ends[0]);
@@ -153,6 +148,7 @@ int main(int argc, char **argv)
 	out[at++] = "-c";
 	out[at++] = CODE;
 	out[at++] = paths;
+	out[at++] = "vmm.__main__";
 	start_nursery(python, paths, argv, nursery, sizeof(nursery));
 	out[at++] = nursery;
 	for (int i = 1; i < argc; i++)

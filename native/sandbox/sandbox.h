@@ -14,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <stdbool.h>
@@ -67,6 +68,9 @@ int sv_no_new_privs(void);
 
 // No core dumps, no ptrace by others of the same user.
 int sv_no_dumps(void);
+
+// Lower a limit (RLIMIT_*), soft and hard, to `value`, if it isn't lower already.
+int sv_limit(int resource, uint64_t value);
 
 // ---- landlock.c ----------------------------------------------------------------------------
 

@@ -80,8 +80,12 @@ def _load(path: str, known: dict[str, list[Rule]], depth: int) -> list[Rule]:
         return known[path]
     rules: list[Rule] = []
     try:
-        with open(path, encoding="ascii") as file:
-            lines = file.read().splitlines()
+        # By hand: what open() makes of a text takes as long as to parse it.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            lines = os.read(fd, os.fstat(fd).st_size).decode("ascii").splitlines()
+        finally:
+            os.close(fd)
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyError(f"Can't read the policy {paths.name(path)}: {error}",
                           "install it again") from error

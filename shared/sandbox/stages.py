@@ -15,7 +15,6 @@ The names of the stages in force are what a worker reports and `query-workers` s
 from __future__ import annotations
 
 import posix as os
-import resource
 
 from native import _sandbox
 from shared.errors import SandboxError, SharedError, SystemCallError, check
@@ -214,7 +213,9 @@ def worker_stages(identity: Identity, slot: int, off: frozenset[str]) -> list[St
                                       lib.sv_limit_capabilities, 0)),
         Stage("no-new-privs", _native("no new privileges", lib.sv_no_new_privs)),
         Stage("limits", _native("no dumps, no ptrace", lib.sv_no_dumps),
-              *(_limit(name, value) for name, value in _limits(identity, off))),
+              *(_native(f"{name} at most {value}", lib.sv_limit,
+                        getattr(lib, f"RLIMIT_{name}"), value)
+                for name, value in _limits(identity, off))),
         Stage("landlock", _native("a Landlock domain without a rule", lib.sv_landlock_deny_all)),
     ]
     return [stage for stage in stages if stage.name not in off]
@@ -227,17 +228,6 @@ def _limits(identity: Identity, off: frozenset[str]) -> Iterable[tuple[str, int]
     # Counted per user and user namespace: in the caller's own it would count other processes.
     if "user" not in off or (identity.root and "uid" not in off):
         yield "NPROC", MAX_THREADS
-
-
-def _limit(name: str, value: int) -> Step:
-    kind = getattr(resource, f"RLIMIT_{name}")
-
-    def apply() -> None:
-        hard = resource.getrlimit(kind)[1]
-        lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (lower, lower))
-
-    return Step(f"{name} at most {value}", apply)
 
 
 def describe(stages: Iterable[Stage]) -> str:

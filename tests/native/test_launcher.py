@@ -50,7 +50,7 @@ def test_from_a_source_tree(tmp_path: Path) -> None:
     started, became, arguments = start(command, "-m", "512", "-S")
     assert became == started  # no process in between
     assert arguments[:3] == ["-I", "-S", "-c"]
-    assert arguments[4:] == ["/a:/b", "", "-m", "512", "-S"]
+    assert arguments[4:] == ["/a:/b", "vmm.__main__", "", "-m", "512", "-S"]
 
 
 def test_from_an_environment(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_from_an_environment(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "env/bin/stratovirt")
     _, _, arguments = start(tmp_path / "link", "-version")
     assert arguments[:3] == ["-I", "-S", "-c"]
-    assert arguments[4:] == [str(site), "", "-version"]
+    assert arguments[4:] == [str(site), "vmm.__main__", "", "-version"]
 
 
 def test_an_environment_that_is_not_whole(tmp_path: Path) -> None:
@@ -88,10 +88,10 @@ def test_the_command_of_the_source_tree(tmp_path: Path) -> None:
 
 # As `SCRIPT`, but a nursery stays, says what it holds, and ends with its channel.
 WITH_NURSERY = """#!/bin/sh
-case "$3" in
--c) echo $$; printf "%s\\0" "$@"; exec sleep 0.3;;
-*) ls -l /proc/$$/fd > "$4/held"; printf "%s\\0" "$@" > "$4/arguments"; env > "$4/environment"
-   mv "$4/held" "$4/done"; exec sleep 20;;
+case "$6" in
+vmm.__main__) echo $$; printf "%s\\0" "$@"; exec sleep 0.3;;
+*) place="${5%%:*}"; ls -l /proc/$$/fd > "$place/held"; printf "%s\\0" "$@" > "$place/arguments"
+   env > "$place/environment"; mv "$place/held" "$place/done"; exec sleep 20;;
 esac
 """
 
@@ -113,8 +113,8 @@ def test_the_nursery_starts_with_the_vm(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert int(process.stdout.readline()) == process.pid
     words = process.stdout.read().split("\0")
-    assert words[6:10] == ["-m", "128", "-kernel", "x"]
-    _, _, pid = words[5].partition(":")
+    assert words[7:11] == ["-m", "128", "-kernel", "x"]
+    _, _, pid = words[6].partition(":")
     wait_until((tmp_path / "done").exists, "the nursery's report")
     os.kill(int(pid), signal.SIGKILL)
     process.wait(20)
@@ -122,8 +122,8 @@ def test_the_nursery_starts_with_the_vm(tmp_path: Path) -> None:
     assert {int(number): target for number, _, target in held if "socket" in target}.keys() == {3}
     assert {target for number, _, target in held if int(number) in (0, 2)} == {"/dev/null"}
     assert not any("other" in target for _, _, target in held)
-    assert (tmp_path / "arguments").read_text().split("\0")[:-1] == [
-        "-I", "-S", f"{tmp_path}/workers/begin.py", str(tmp_path), "/b"]
+    arguments = (tmp_path / "arguments").read_text().split("\0")[:-1]
+    assert arguments == [*words[:4], f"{tmp_path}:/b", "workers.begin", ""]
     variables = (tmp_path / "environment").read_text().splitlines()
     assert {line.partition("=")[0] for line in variables} <= {"LC_ALL", "PWD", "OLDPWD", "SHLVL",
                                                              "_"}
@@ -135,7 +135,7 @@ def test_the_nursery_starts_with_the_vm(tmp_path: Path) -> None:
 def test_starts_that_make_their_own_nursery_or_none(tmp_path: Path,
                                                     arguments: tuple[str, ...]) -> None:
     _, _, words = start(with_nursery(tmp_path), *arguments)
-    assert words[5] == "" and words[6:] == list(arguments)
+    assert words[6] == "" and words[7:] == list(arguments)
     assert not (tmp_path / "done").exists()
 
 
@@ -144,4 +144,4 @@ def test_closed_descriptors_come_first(tmp_path: Path) -> None:
     command = with_nursery(tmp_path)
     text = subprocess.run(f"exec {command} -kernel x 0<&-", shell=True, capture_output=True,
                           text=True, timeout=20, check=True).stdout
-    assert text.partition("\n")[2].split("\0")[5:8] == ["", "-kernel", "x"]
+    assert text.partition("\n")[2].split("\0")[6:9] == ["", "-kernel", "x"]
