@@ -21,8 +21,11 @@ class BuildWithLauncher(build_py):
     def run(self) -> None:
         """Do both, around what setuptools does."""
         LAUNCHER.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(LAUNCHER),
-                        "native/launcher/stratovirt.c"], check=True)
+        command = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(LAUNCHER),
+                   "native/launcher/stratovirt.c"]
+        # Without libraries it starts sooner; not every system has the C library for that.
+        if subprocess.run([*command, "-static-pie"], check=False, capture_output=True).returncode:
+            subprocess.run(command, check=True)
         super().run()
         if not self.editable_mode:
             # No start of the product compiles anything, even where nobody may write the result.

@@ -146,8 +146,9 @@ def command() -> Path:
     site = next((VENV / "lib").glob("python3*/site-packages"))
     if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
         target.parent.mkdir(parents=True, exist_ok=True)
-        run(["gcc", "-O2", "-Wall", "-Wextra", "-Werror", f'-DSV_PYTHON="{interpreter}"',
-             f'-DSV_PATHS="{ROOT}:{site}"', "-o", str(target), str(source)])
+        run(["gcc", "-O2", "-static-pie", "-Wall", "-Wextra", "-Werror",
+             f'-DSV_PYTHON="{interpreter}"', f'-DSV_PATHS="{ROOT}:{site}"',
+             "-o", str(target), str(source)])
     compile_modules()
     return target
 
