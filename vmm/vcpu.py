@@ -82,22 +82,22 @@ class VcpuThread:
     def thread_id(self) -> int:
         """The host's id of the thread, which is created now if it wasn't yet; 0 once ended."""
         self.spawn()
-        return self._tid
+        with self._ready:
+            return self._tid
 
     def spawn(self) -> None:
-        """Create the thread; it stays parked until `start`."""
+        """Create the thread and return at once; it gets ready and parks until `start`."""
         with self._lock:
             if not self._spawned:
                 self._spawned = True
                 self._ready.acquire()
                 _thread.start_new_thread(self._main, ())
-        with self._ready:
-            pass
 
     def start(self) -> None:
         """Let the vCPU enter the guest for the first time."""
         self.spawn()
-        self.resume()
+        with self._ready:
+            self.resume()
 
     def request_pause(self) -> None:
         """Get out of the guest and stay out until `resume`. Returns at once."""
@@ -142,6 +142,8 @@ class VcpuThread:
         """Whether the thread has ended (or never was), by `deadline` at most."""
         if not self._spawned:
             return True
+        with self._ready:  # before that nobody sees that it uses the vCPU
+            pass
         return self._wait(lambda: self._phase == ENDED, deadline)
 
     def _wait(self, reached: Callable[[], bool], deadline: float) -> bool:

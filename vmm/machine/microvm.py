@@ -200,15 +200,17 @@ class MicroVmBuilder:
 
     def _make_vcpus(self, entry: setup.EntryPoint) -> None:
         machine = self.machine
+        self.cleanup.push(machine.stop_vcpus)
         topology = Topology(self.config.cpu)
         rows = self.groundwork.hypervisor.supported_cpuid()
         for index in range(self.config.cpu.count):
             handle = machine.vm.create_vcpu(topology.apic_id(index))  # its KVM id is its APIC id
             handle.index = index
             setup.setup_vcpu(handle, entry, index, topology, rows)
-            machine.vcpus.append(VcpuThread(handle, self.mmio, self.ports, self.on_vcpu_end,
-                                            vcpu_confinement(self.config.sandbox)))
-        self.cleanup.push(machine.stop_vcpus)
+            vcpu = VcpuThread(handle, self.mmio, self.ports, self.on_vcpu_end,
+                              vcpu_confinement(self.config.sandbox))
+            machine.vcpus.append(vcpu)
+            vcpu.spawn()  # it confines itself meanwhile
 
 
 def _disk() -> type[Part]:
