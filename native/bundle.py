@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("vmm", "workers", "shared", "native")
+BACKEND = "_cffi_backend"  # what our native modules are made with
 # By the package that the file lies in: what is imported, group by group.  Their own imports come
 # with them.  The core's groups: up to what goes on beside Python, up to the first instruction.
 BUNDLES = {
@@ -141,13 +142,17 @@ def build(root: Path, package: str, checked: bool) -> Path:
                             found.st_size, code))
             names[name] = number
         blobs.append(marshal.dumps(tuple(entries)))
+    # Found in the folders of their packages, or among the paths; by file name, as the wheel's
+    # modules are not yet where they will be.
+    extensions = {name: Path(str(module.__file__)).name for name, module in sys.modules.items()
+                  if name.startswith("native._") or name == BACKEND if hasattr(module, "__file__")}
     target = root / package / "__pycache__" / f"startup.{sys.implementation.cache_tag}"
     target.parent.mkdir(exist_ok=True)
     fresh = target.with_name(f"{target.name}.{os.getpid()}")
     # The interpreter's number, two sizes, what they are of: the loader, and for it the index of
     # the groups. These follow, each to be unmarshalled when it is needed.
     loader = marshal.dumps(compiled(HERE / "bundle_loader.py", "bundle_loader.py"))
-    index = marshal.dumps((names, [len(blob) for blob in blobs]))
+    index = marshal.dumps((names, [len(blob) for blob in blobs], extensions))
     fresh.write_bytes(b"".join((
         importlib.util.MAGIC_NUMBER, len(loader).to_bytes(4, "little"),
         len(index).to_bytes(4, "little"), loader, index, *blobs)))

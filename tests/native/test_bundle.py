@@ -23,12 +23,13 @@ TAG = f"vmm/__pycache__/startup.{sys.implementation.cache_tag}"
 SAY = """
 import sys
 def run(nursery):
-    import gc, vmm.errors, vmm.machine.microvm
+    import gc, native._core, vmm.errors, vmm.machine.microvm
     for name in ("vmm", "vmm.errors", "vmm.machine.microvm", "shared.errors"):
         module = sys.modules[name]
         print(name, module.__spec__.loader.__name__ if hasattr(module.__spec__.loader, "__name__")
               and "Finder" in str(module.__spec__.loader) else "file", module.__file__,
               module.__package__)
+    print("core", sys.modules["native._core"].__file__, *sys.path_importer_cache)
     print("gc", gc.isenabled(), "doc", vmm.errors.__doc__ is None)
 """
 
@@ -70,6 +71,9 @@ def test_modules_come_from_the_bundle(command: Path, tree: Path) -> None:
     assert said["vmm.machine.microvm"][::2] == ["Finder", "vmm.machine"]
     assert said["shared.errors"][0] == "Finder"
     assert said["gc"] == ["False", "doc", "True"]
+    # Nobody looked through folders for native modules.
+    assert said["core"][0] == str(tree / "native/_core.so")
+    assert not {str(tree), str(tree / "native")} & set(said["core"][1:])
 
 
 def test_a_group_with_changed_sources_is_left_alone(command: Path, tree: Path) -> None:
