@@ -125,9 +125,7 @@ class Nursery:
     def prepare(self) -> None:
         """What can be done for all workers at once. A failure is told to who wants a worker."""
         try:
-            check(_sandbox.lib.sv_load_late_parts(), "Can't prepare the C library")
-            if "seccomp" not in self._off:
-                self._rules = startup.load_rules(["", *self._kinds])
+            startup.load_late_parts(self._load_rules)
             self._identity = stages.Identity(self._off)
             self._inherited = stages.execute(
                 stages.nursery_stages(self._identity, self._off),
@@ -135,6 +133,10 @@ class Nursery:
             self._inherited += stages.clone_stages(self._off)
         except StratovirtError as error:
             self._refusal = error
+
+    def _load_rules(self) -> None:
+        if "seccomp" not in self._off:
+            self._rules = startup.load_rules(["", *self._kinds])
 
     def _filter(self, kind: str) -> bytes:
         """The filter of a kind of worker, made when the first one is; empty: none."""

@@ -25,7 +25,7 @@ from workers.errors import StartError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 lib = _sandbox.lib
 
@@ -67,6 +67,20 @@ def load_rules(kinds: Iterable[str]) -> dict[str, list[policy.Rule]]:
     known: dict[str, list[policy.Rule]] = {}
     return {kind: policy.load(f"{_HERE}/{kind}/seccomp.policy" if kind else
                               f"{_HERE}/nursery.policy", known) for kind in kinds}
+
+
+def load_late_parts(meanwhile: Callable[[], object] | None = None) -> None:
+    """Have the C library do now what it couldn't do in the sandbox.
+
+    :param meanwhile: called while a thread does its part.
+    :raises StratovirtError: it can't.
+    """
+    check(lib.sv_begin_late_parts(), "Can't start a thread")
+    try:
+        if meanwhile is not None:
+            meanwhile()
+    finally:
+        check(lib.sv_end_late_parts(), "Can't prepare the C library")
 
 
 def install_filter(program: bytes) -> None:
@@ -156,7 +170,7 @@ def enter_alone(kind: str, off: frozenset[str]) -> None:
     """
     global current
     program = b"" if "seccomp" in off else policy.compile_rules(load_rules([kind])[kind])
-    check(lib.sv_load_late_parts(), "Can't prepare the C library")
+    load_late_parts()
     identity = stages.Identity(off)
     inherited = stages.execute(stages.nursery_stages(identity, off),
                                stages.ordinary_namespaces(identity, off))

@@ -52,7 +52,8 @@ int sv_close_range(unsigned int first, unsigned int last);
 int sv_clone(unsigned long flags, int *pidfd);
 int sv_die_with_parent(void);
 int sv_set_name(const char *name);
-int sv_load_late_parts(void);
+int sv_begin_late_parts(void);
+int sv_end_late_parts(void);
 
 int sv_unshare(unsigned long flags);
 int sv_enter_user_namespace(const char *uid_map, const char *gid_map, bool keep_groups);

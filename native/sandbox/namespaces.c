@@ -32,53 +32,53 @@ static int write_map(pid_t pid, const char *name, const char *text)
 	return (int)ret;
 }
 
-// The helper, still outside: an identity other than one's own can be mapped from there only.
-static int write_maps(int go, pid_t pid, const char *uid_map, const char *gid_map,
-		      bool keep_groups)
-{
-	char byte;
+struct maps {
+	pid_t pid;
+	const char *uid_map, *gid_map;
+	bool keep_groups;
+	int go[2]; // a byte comes when there is a namespace
 	int ret;
+};
 
-	if (read(go, &byte, 1) != 1)
-		return -EPIPE;
-	if (!keep_groups) {
-		ret = write_map(pid, "setgroups", "deny");
-		if (ret < 0)
-			return ret;
-	}
-	ret = write_map(pid, "gid_map", gid_map);
-	return ret < 0 ? ret : write_map(pid, "uid_map", uid_map);
+// The helper, still outside: an identity other than one's own can be mapped from there only.
+static int write_maps(void *argument)
+{
+	struct maps *maps = argument;
+	char byte;
+
+	close(maps->go[1]);
+	maps->ret = read(maps->go[0], &byte, 1) == 1 ? 0 : -EPIPE;
+	if (!maps->ret && !maps->keep_groups)
+		maps->ret = write_map(maps->pid, "setgroups", "deny");
+	if (!maps->ret)
+		maps->ret = write_map(maps->pid, "gid_map", maps->gid_map);
+	if (!maps->ret)
+		maps->ret = write_map(maps->pid, "uid_map", maps->uid_map);
+	return 0;
 }
 
 int sv_enter_user_namespace(const char *uid_map, const char *gid_map, bool keep_groups)
 {
-	int go[2], status, ret = 0;
-	pid_t self = getpid(), helper;
+	struct maps maps = {.pid = getpid(), .uid_map = uid_map, .gid_map = gid_map,
+			    .keep_groups = keep_groups, .ret = -ECHILD};
+	_Alignas(16) char stack[16384];
+	int ret = 0, status;
+	pid_t helper;
 
-	if (pipe2(go, O_CLOEXEC) < 0)
+	if (pipe2(maps.go, O_CLOEXEC) < 0)
 		return -errno;
-	helper = (pid_t)syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL);
-	if (helper < 0) {
+	// In this address space: to copy an interpreter's takes a millisecond, and more later.
+	// Each of the two acts only while the other one waits.
+	helper = clone(write_maps, stack + sizeof(stack), CLONE_VM | SIGCHLD, &maps);
+	if (helper < 0)
 		ret = -errno;
-		close(go[0]);
-		close(go[1]);
-		return ret;
-	}
-	if (helper == 0) {
-		close(go[1]);
-		_exit(-write_maps(go[0], self, uid_map, gid_map, keep_groups));
-	}
-	close(go[0]);
-	if (unshare(CLONE_NEWUSER) < 0)
+	else if (unshare(CLONE_NEWUSER) < 0 || write(maps.go[1], "", 1) != 1)
 		ret = -errno;
-	else if (write(go[1], "", 1) != 1)
-		ret = -errno;
-	close(go[1]);
-	while (waitpid(helper, &status, 0) < 0 && errno == EINTR)
+	close(maps.go[0]);
+	close(maps.go[1]);
+	while (helper > 0 && waitpid(helper, &status, 0) < 0 && errno == EINTR)
 		;
-	if (ret < 0)
-		return ret;
-	return WIFEXITED(status) ? -WEXITSTATUS(status) : -ECHILD;
+	return ret ? ret : maps.ret;
 }
 
 #define EMPTY_OPTIONS "size=4k,nr_inodes=2,mode=0555"

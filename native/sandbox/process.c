@@ -55,22 +55,25 @@ static void *first_steps(void *argument)
 	return NULL;
 }
 
-int sv_load_late_parts(void)
-{
-	pthread_t thread;
-	pid_t tid = 0;
-	int ret;
+static pthread_t first_thread;
+static pid_t first_tid;
 
+int sv_begin_late_parts(void)
+{
+	// The first thread makes the C library install signal handlers.
+	return -pthread_create(&first_thread, NULL, first_steps, &first_tid);
+}
+
+int sv_end_late_parts(void)
+{
+	int ret = pthread_join(first_thread, NULL);
+
+	// A joined thread is still a member of this process for some microseconds, in which
+	// unshare(CLONE_NEWUSER) would get EINVAL.
+	while (first_tid && syscall(SYS_tgkill, getpid(), first_tid, 0) == 0)
+		sched_yield();
 	// Opened when a thread is cancelled or ends itself.
 	if (!dlopen("libgcc_s.so.1", RTLD_NOW | RTLD_GLOBAL))
 		return -ENOENT;
-	// The first thread makes the C library install signal handlers.
-	ret = pthread_create(&thread, NULL, first_steps, &tid);
-	if (!ret)
-		ret = pthread_join(thread, NULL);
-	// A joined thread is still a member of this process for some microseconds, in which
-	// unshare(CLONE_NEWUSER) would get EINVAL.
-	while (tid && syscall(SYS_tgkill, getpid(), tid, 0) == 0)
-		sched_yield();
 	return -ret;
 }

@@ -38,8 +38,9 @@ int sv_die_with_parent(void);
 int sv_set_name(const char *name);
 
 // What the C library would otherwise do later, in a process that may not any more: it opens
-// a library and installs signal handlers.
-int sv_load_late_parts(void);
+// a library and installs signal handlers. In between there is a second thread.
+int sv_begin_late_parts(void);
+int sv_end_late_parts(void);
 
 // ---- namespaces.c --------------------------------------------------------------------------
 
