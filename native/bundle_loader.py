@@ -128,3 +128,4 @@ def install(data: memoryview, root: str) -> None:
 
 
 install(data, root)  # noqa: F821
+del data  # the functions above keep these variables
