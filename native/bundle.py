@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("vmm", "workers", "shared", "native")
+COMPILED = "shared.sandbox.compiled"  # the module that a bundle has another content of
 BACKEND = "_cffi_backend"  # what our native modules are made with
 # By the package that the file lies in: what is imported, group by group.  Their own imports come
-# with them.  The core's groups: up to what goes on beside Python, up to the first instruction.
+# with them.  The core's groups: up to what goes on beside Python, up to the first instruction,
+# after it.
 BUNDLES = {
     "vmm": (
         ("vmm.__main__", "vmm.config.checks", "vmm.machine.groundwork"),
         ("vmm.worker.nursery", "vmm.machine.microvm", "vmm.block.part", "vmm.qmp.events",
          "vmm.qmp.server", "vmm.vm", "vmm.chardev.local"),
+        ("shared.sandbox.compiled",),
     ),
     "workers": (
         ("workers.begin", "workers.nursery", "workers.blk.worker", "workers.net.worker",
@@ -122,6 +125,15 @@ def compiled(path: Path, name: str) -> CodeType:
     return code
 
 
+def filters(package: str) -> dict[str, bytes]:
+    """What shared/sandbox/compiled.py holds in a bundle."""
+    if package == "vmm":
+        return {"main": importlib.import_module("vmm.confinement").main_filter()}
+    made: dict[str, bytes] = importlib.import_module("workers.startup").filters(
+        importlib.import_module("workers.nursery").entries())
+    return made
+
+
 def build(root: Path, package: str, checked: bool) -> Path:
     """Write the bundle of a package below `root`; its path."""
     for name in list(sys.modules):
@@ -133,15 +145,21 @@ def build(root: Path, package: str, checked: bool) -> Path:
         Recorder.done = []
         for module in group:
             importlib.import_module(module)
-        entries = []
+        files, modules = [], []
         for name, is_package, path in Recorder.done:
-            found = path.stat()
             relative = str(path.relative_to(root))
-            code = compiled(path, str(path) if checked else relative)
-            entries.append((name, is_package, relative, found.st_mtime_ns if checked else 0,
-                            found.st_size, code))
+            files.append(path)
+            if name == COMPILED:
+                files += sorted((root / package).rglob("*.policy"))
+                code = compile(f"FILTERS = {filters(package)!r}", relative, "exec")
+            else:
+                code = compiled(path, str(path) if checked else relative)
+            modules.append((name, is_package, relative, code))
             names[name] = number
-        blobs.append(marshal.dumps(tuple(entries)))
+        # What the modules were made of; nothing: it can't change.
+        sources = tuple((str(path.relative_to(root)), path.stat().st_mtime_ns,
+                         path.stat().st_size) for path in files if checked)
+        blobs.append(marshal.dumps((sources, tuple(modules))))
     # Found in the folders of their packages, or among the paths; by file name, as the wheel's
     # modules are not yet where they will be.
     extensions = {name: Path(str(module.__file__)).name for name, module in sys.modules.items()

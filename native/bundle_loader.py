@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec as Spec
     from types import CodeType, ModuleType
 
-    # name, whether it is a package, path below the root, its time (0: doesn't matter), size, code
-    Entry = tuple[str, bool, str, int, int, CodeType]
+    # Of a source: path below the root, time, size. Of a module: name, whether it is a package,
+    # path below the root, code.
+    Source = tuple[str, int, int]
+    Entry = tuple[str, bool, str, CodeType]
     data: memoryview  # given by the launcher: the whole file
     root: str
 
@@ -32,12 +34,13 @@ def install(data: memoryview, root: str) -> None:
     module_type = type(sys)
     groups: dict[str, int]
     extensions: dict[str, str]  # file names
-    blobs: list[memoryview | None] = []  # views: half a megabyte is read once, never copied
+    blobs: list[memoryview | bytes | None] = []
     index = 12 + int.from_bytes(data[4:8], "little")
     at = index + int.from_bytes(data[8:12], "little")
     groups, sizes, extensions = marshal.loads(data[index:at])
     for size in sizes:
-        blobs.append(data[at:at + size])
+        # Large ones are needed soon, and not copied; a small one must not hold the others.
+        blobs.append(data[at:at + size] if size > 65536 else bytes(data[at:at + size]))
         at += size
     if at != len(data):
         raise EOFError  # it was cut short
@@ -57,7 +60,7 @@ def install(data: memoryview, root: str) -> None:
                 return find_extension(name, path or sys.path) if name in extensions else None
             blob, blobs[number] = blobs[number], None
             if blob is not None:
-                load_group(marshal.loads(blob))
+                load_group(*marshal.loads(blob))
             entry = entries.pop(name, None)  # one that is asked for before its turn
             if entry is not None:
                 execute(entry)
@@ -84,23 +87,22 @@ def install(data: memoryview, root: str) -> None:
             return spec
         return None
 
-    def load_group(group: tuple[Entry, ...]) -> None:
+    def load_group(sources: tuple[Source, ...], modules: tuple[Entry, ...]) -> None:
         try:
-            for _, _, path, time, size, _ in group:
-                if time:
-                    found = stat(f"{root}/{path}")
-                    if (found.st_mtime_ns, found.st_size) != (time, size):
-                        return  # its names are found the usual way
+            for path, time, size in sources:
+                found = stat(f"{root}/{path}")
+                if (found.st_mtime_ns, found.st_size) != (time, size):
+                    return  # its names are found the usual way
         except OSError:
             return  # a source is gone: so may its module be
-        for entry in group:
+        for entry in modules:
             entries[entry[0]] = entry
-        for entry in group:
+        for entry in modules:
             if entries.pop(entry[0], None) is not None:
                 execute(entry)
 
     def execute(entry: Entry) -> None:
-        name, is_package, path, _, _, code = entry
+        name, is_package, path, code = entry
         if name in sys.modules:
             return
         module = module_type(name)
@@ -128,4 +130,4 @@ def install(data: memoryview, root: str) -> None:
 
 
 install(data, root)  # noqa: F821
-del data  # the functions above keep these variables
+del data  # noqa: F821 - the functions above keep these variables

@@ -69,10 +69,23 @@ def confine_main(sandbox: SandboxConfig, nursery: Nursery | None) -> None:
 
 def _install_filter() -> None:
     from native import _sandbox
-    from shared.sandbox import policy
 
-    rules = policy.load(f"{paths.folder(__file__)}/main.policy")
-    program = policy.compile_rules(rules, policy.NOTHING)
+    program = main_filter()
     error = _sandbox.lib.sv_filter_install(program, len(program))
     if error < 0:
         raise SandboxError("seccomp", os.strerror(-error))
+
+
+def main_filter() -> bytes:
+    """What the main thread may not do.
+
+    :raises PolicyError: its policy is missing or wrong.
+    """
+    from shared.sandbox.compiled import FILTERS
+
+    if "main" in FILTERS:
+        return FILTERS["main"]
+    from shared.sandbox import policy
+
+    return policy.compile_rules(policy.load(f"{paths.folder(__file__)}/main.policy"),
+                                policy.NOTHING)

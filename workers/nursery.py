@@ -23,7 +23,7 @@ from shared import paths
 from shared.control.channel import Channel, ChannelClosed, close_quietly
 from shared.control.codec import CodecError
 from shared.errors import SandboxError, SharedError, StratovirtError, check
-from shared.sandbox import OFF_VARIABLE, policy, stages
+from shared.sandbox import OFF_VARIABLE, stages
 from workers import startup
 from workers.errors import UsageError
 from workers.pages import PageNames
@@ -113,7 +113,6 @@ class Nursery:
         self._workers: dict[int, int] = {}  # pidfds of the living, and their slots
         self._inherited: list[str] = []     # stages that hold for every clone
         self._filters: dict[str, bytes] = {}
-        self._rules: dict[str, list[policy.Rule]] = {}
         self._identity: stages.Identity | None = None
         self._refusal: StratovirtError | None = None  # why there will be no workers
         # What has a name and must not outlive the core: by folder, the folder's descriptor
@@ -125,7 +124,7 @@ class Nursery:
     def prepare(self) -> None:
         """What can be done for all workers at once. A failure is told to who wants a worker."""
         try:
-            startup.load_late_parts(self._load_rules)
+            startup.load_late_parts(self._make_filters)
             self._identity = stages.Identity(self._off)
             self._inherited = stages.execute(
                 stages.nursery_stages(self._identity, self._off),
@@ -134,26 +133,16 @@ class Nursery:
         except StratovirtError as error:
             self._refusal = error
 
-    def _load_rules(self) -> None:
+    def _make_filters(self) -> None:
         if "seccomp" not in self._off:
-            self._rules = startup.load_rules(["", *self._kinds])
-
-    def _filter(self, kind: str) -> bytes:
-        """The filter of a kind of worker, made when the first one is; empty: none."""
-        if kind not in self._filters and self._rules:
-            self._filters[kind] = policy.compile_rules(self._rules[kind])
-        return self._filters.get(kind, b"")
+            self._filters = startup.filters(self._kinds)
 
     def _confine(self) -> None:
         """The nursery itself, for good."""
         check(_sandbox.lib.sv_no_new_privs(), "no_new_privs")
         startup.report_deaths(CHANNEL_FD)
-        if self._rules:
-            # Clones inherit it: it has to allow what they need.
-            for kind in self._kinds:
-                self._filter(kind)
-            everybody = [rule for rules in self._rules.values() for rule in rules]
-            startup.install_filter(policy.compile_rules(everybody))
+        if self._filters:
+            startup.install_filter(self._filters[""])
 
     def serve(self) -> None:
         """Returns in the nursery when the core is gone, never in a worker."""
@@ -222,13 +211,12 @@ class Nursery:
             raise UsageError("A request for a worker with wrong descriptors or options")
         if self._refusal is not None or self._identity is None:
             raise self._refusal or StratovirtError("The nursery isn't prepared")
-        program = self._filter(kind)
         pidfd = _sandbox.ffi.new("int *", -1)
         pid = startup.clone(_sandbox.lib.CLONE_PARENT, pidfd, self._identity, self._off)
         if pid == 0:
             named = dict(zip(names, fds, strict=True))
             startup.current = startup.Sandbox(self._identity, slot, self._off, self._inherited,
-                                              program, named[CONTROL])
+                                              self._filters.get(kind, b""), named[CONTROL])
             _become_worker(entry, device, named, options)
         return pid, int(pidfd[0])
 

@@ -20,7 +20,8 @@ import sys
 from native import _sandbox
 from shared import paths
 from shared.errors import SandboxError, StratovirtError, check
-from shared.sandbox import policy, stages
+from shared.sandbox import stages
+from shared.sandbox.compiled import FILTERS
 from workers.errors import StartError
 
 TYPE_CHECKING = False
@@ -59,14 +60,21 @@ class Sandbox:
 current: Sandbox | None = None  # of this process; None: a test's, with nothing but the basics
 
 
-def load_rules(kinds: Iterable[str]) -> dict[str, list[policy.Rule]]:
-    """The policies of these kinds of workers; of the nursery itself as "".
+def filters(kinds: Iterable[str]) -> dict[str, bytes]:
+    """The filters of these kinds of workers; as "" that of their nursery, which has to allow what
+    its clones need.
 
-    :raises PolicyError: one is missing or wrong.
+    :raises PolicyError: a policy is missing or wrong.
     """
+    if FILTERS:
+        return FILTERS
+    from shared.sandbox import policy
+
     known: dict[str, list[policy.Rule]] = {}
-    return {kind: policy.load(f"{_HERE}/{kind}/seccomp.policy" if kind else
-                              f"{_HERE}/nursery.policy", known) for kind in kinds}
+    rules = {kind: policy.load(f"{_HERE}/{kind}/seccomp.policy", known) for kind in kinds}
+    rules[""] = [rule for each in rules.values() for rule in each]
+    rules[""] += policy.load(f"{_HERE}/nursery.policy", known)
+    return {kind: policy.compile_rules(each) for kind, each in rules.items()}
 
 
 def load_late_parts(meanwhile: Callable[[], object] | None = None) -> None:
@@ -169,7 +177,7 @@ def enter_alone(kind: str, off: frozenset[str]) -> None:
     :raises StratovirtError: a stage failed.
     """
     global current
-    program = b"" if "seccomp" in off else policy.compile_rules(load_rules([kind])[kind])
+    program = b"" if "seccomp" in off else filters([kind])[kind]
     load_late_parts()
     identity = stages.Identity(off)
     inherited = stages.execute(stages.nursery_stages(identity, off),

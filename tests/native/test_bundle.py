@@ -133,20 +133,77 @@ def test_an_error_names_the_source(command: Path, tree: Path) -> None:
                        stdout=subprocess.DEVNULL)
 
 
-def test_the_nursery_has_a_bundle_of_its_own(tree: Path) -> None:
-    """What clones workers: no module of the core is in it."""
-    code = """if True:
+def run_with_bundle(tree: Path, package: str, code: str) -> list[str]:
+    """The words that `code` says with the modules of a package's bundle."""
+    begin = """if True:
         import sys
         root = sys.path[0] = sys.argv[1]
         from marshal import loads
-        with open(f"{root}/workers/__pycache__/startup.{sys.implementation.cache_tag}", "rb") as f:
+        path = f"{root}/{sys.argv[2]}/__pycache__/startup.{sys.implementation.cache_tag}"
+        with open(path, "rb") as f:
             data = memoryview(f.read())
             exec(loads(data[12:]), {"data": data, "root": root})
+    """
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    done = subprocess.run([sys.executable, "-c", begin + code, tree, package], text=True,
+                          env={"PYTHONPATH": site}, timeout=60, check=True, capture_output=True)
+    return done.stdout.split()
+
+
+def test_the_nursery_has_a_bundle_of_its_own(tree: Path) -> None:
+    """What clones workers: no module of the core is in it."""
+    assert run_with_bundle(tree, "workers", """
         import workers.nursery, workers.blk.worker
         print(workers.blk.worker.__spec__.origin, "vmm" in sys.modules,
               "Finder" in str(workers.nursery.__spec__.loader))
-    """
-    site = next(path for path in sys.path if path.endswith("site-packages"))
-    done = subprocess.run([sys.executable, "-c", code, tree], capture_output=True, text=True,
-                          env={"PYTHONPATH": site}, timeout=60, check=True)
-    assert done.stdout.split() == [str(tree / "workers/blk/worker.py"), "False", "True"]
+    """) == [str(tree / "workers/blk/worker.py"), "False", "True"]
+
+
+FILTERS = {
+    "workers": """
+        from shared.sandbox.compiled import FILTERS
+        from workers import nursery, startup
+        assert startup.filters([]) is FILTERS or not FILTERS
+        ready = dict(FILTERS)
+        FILTERS.clear()
+        made = startup.filters(nursery.entries())
+        print(len(ready), ready == made, "" in made, "blk" in made)
+    """,
+    "vmm": """
+        import vmm.vm
+        from shared.sandbox.compiled import FILTERS
+        from vmm.confinement import main_filter
+        ready = dict(FILTERS)
+        FILTERS.clear()
+        made = {"main": main_filter()}
+        print(len(ready), ready == made, len(made["main"]) > 0, True)
+    """,
+}
+
+
+@pytest.mark.parametrize(("package", "policy"), [("workers", "workers/runtime.policy"),
+                                                 ("vmm", "vmm/main.policy")])
+def test_filters_are_compiled_already(tree: Path, package: str, policy: str) -> None:
+    """As long as no policy has changed."""
+    count, *same = run_with_bundle(tree, package, FILTERS[package])
+    assert int(count) > 0 and same == ["True", "True", "True"]
+    source = tree / policy
+    before, text = source.stat(), source.read_text()
+    try:
+        source.write_text(text + "\n# changed\n")
+        assert run_with_bundle(tree, package, FILTERS[package])[0] == "0"
+    finally:
+        source.write_text(text)
+        os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run_with_bundle(tree, package, FILTERS[package])[0] == count
+
+
+def test_nothing_holds_the_file(tree: Path) -> None:
+    """Half a megabyte, and for as long as the process lives."""
+    assert run_with_bundle(tree, "vmm", """
+        whole = data.obj
+        del data
+        print(sys.getrefcount(whole) > 2)
+        import vmm.vm
+        print(sys.getrefcount(whole))
+    """) == ["True", "2"]  # this function's, and the call's

@@ -65,7 +65,7 @@ def ours(names: set[str]) -> set[str]:
 
 def bundled(site: str) -> set[str]:
     """What native/bundle.py puts into the core's bundle: no more and no less than is needed."""
-    modules = [module for group in bundle.BUNDLES["vmm"] for module in group]
+    modules = [module for group in bundle.BUNDLES["vmm"][:2] for module in group]
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = [{str(ROOT)!r}, {site!r}]\n"
          f"import {', '.join(modules)}\nprint(*sys.modules)"],
