@@ -185,7 +185,7 @@ struct sv_piece {
 	uint64_t address;
 };
 struct sv_load;
-// Load the pieces on a thread of its own, one after the other, up to the first that fails.
+// Load the pieces on threads of their own; when one fails, the others may be loaded or not.
 // `page_size` and the mapping are those of `memory_fd`; one load at a time.
 int sv_load_start(int memory_fd, uint64_t page_size, const struct sv_mapping *mapping,
 		  const struct sv_piece *pieces, uint32_t count, struct sv_load **load);
