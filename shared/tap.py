@@ -93,7 +93,7 @@ def join_bridge(name: str, bridge: str) -> None:
     raw = check_name(bridge)
     sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC)
     try:
-        index = if_nametoindex(os.fsdecode(check_name(name)))
+        index = if_nametoindex(check_name(name).decode(errors="surrogateescape"))
         fcntl.ioctl(sock, _SIOCBRADDIF, _IFREQ_INDEX.pack(raw, index))
     except OSError as error:
         raise TapError(f"'{name}' can't join the bridge '{bridge}': {error.strerror}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from struct import Struct
+from _struct import Struct
 
 from shared.virtio.features import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import os
+import posix as os
 
 # linux/fcntl.h
 _F_ADD_SEALS = 1033

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from shared.errors import check
 from shared.virtio import balloon

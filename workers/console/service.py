@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _stat as stat
 import mmap
-import os
-import stat
+import posix as os
 
 from shared.statistics import page_bytes
 from shared.virtio.console import (

@@ -6,7 +6,7 @@ The nursery (for the core) and `program.py` (alone) both end up here.
 from __future__ import annotations
 
 import mmap
-import os
+import posix as os
 
 from shared.statistics import page_bytes
 from workers.errors import UsageError
