@@ -10,6 +10,7 @@ modules' times don't matter (in a wheel, whose files get the times that an insta
 from __future__ import annotations
 
 import ast
+import dis
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -38,9 +39,9 @@ BUNDLES = {
         ("shared.sandbox.compiled",),
     ),
     "workers": (
-        ("workers.begin", "workers.nursery", "workers.blk.worker", "workers.net.worker",
-         "workers.null.worker", "workers.rng.worker", "workers.console.worker",
-         "workers.balloon.worker"),
+        # The others wait until a worker of their kind is asked for (workers/nursery.py).
+        ("workers.begin", "workers.nursery", "workers.blk.worker"),
+        *((f"workers.{kind}.worker",) for kind in ("net", "null", "rng", "console", "balloon")),
     ),
 }
 
@@ -125,22 +126,27 @@ def compiled(path: Path, name: str) -> CodeType:
     return code
 
 
+def imports(code: CodeType) -> set[str]:
+    """The modules of others that a module imports when it is executed."""
+    return {instruction.argval for instruction in dis.get_instructions(code)
+            if instruction.opname == "IMPORT_NAME"
+            and instruction.argval.split(".")[0] not in PACKAGES}
+
+
 def filters(package: str) -> dict[str, bytes]:
     """What shared/sandbox/compiled.py holds in a bundle."""
     if package == "vmm":
         return {"main": importlib.import_module("vmm.confinement").main_filter()}
     made: dict[str, bytes] = importlib.import_module("workers.startup").filters(
-        importlib.import_module("workers.nursery").entries())
+        importlib.import_module("workers.nursery").KINDS)
     return made
 
 
-def build(root: Path, package: str, checked: bool) -> Path:
-    """Write the bundle of a package below `root`; its path."""
-    for name in list(sys.modules):
-        if name.split(".")[0] in PACKAGES and not name.startswith("native._"):
-            del sys.modules[name]
+def build(root: Path, package: str, checked: bool) -> None:
+    """Write the bundle of a package below `root`."""
     names: dict[str, int] = {}
-    blobs = []
+    foreign: set[str] = set()
+    blobs, sources = [], []
     for number, group in enumerate(BUNDLES[package]):
         Recorder.done = []
         for module in group:
@@ -157,9 +163,10 @@ def build(root: Path, package: str, checked: bool) -> Path:
             modules.append((name, is_package, relative, code))
             names[name] = number
         # What the modules were made of; nothing: it can't change.
-        sources = tuple((str(path.relative_to(root)), path.stat().st_mtime_ns,
-                         path.stat().st_size) for path in files if checked)
-        blobs.append(marshal.dumps((sources, tuple(modules))))
+        sources.append(tuple((str(path.relative_to(root)), path.stat().st_mtime_ns,
+                              path.stat().st_size) for path in files if checked))
+        blobs.append(marshal.dumps(tuple(modules)))
+        foreign |= {name for _, _, _, code in modules for name in imports(code)}
     # Found in the folders of their packages, or among the paths; by file name, as the wheel's
     # modules are not yet where they will be.
     extensions = {name: Path(str(module.__file__)).name for name, module in sys.modules.items()
@@ -170,12 +177,12 @@ def build(root: Path, package: str, checked: bool) -> Path:
     # The interpreter's number, two sizes, what they are of: the loader, and for it the index of
     # the groups. These follow, each to be unmarshalled when it is needed.
     loader = marshal.dumps(compiled(HERE / "bundle_loader.py", "bundle_loader.py"))
-    index = marshal.dumps((names, [len(blob) for blob in blobs], extensions))
+    index = marshal.dumps((names, [len(blob) for blob in blobs], sources, extensions,
+                           sorted(foreign)))
     fresh.write_bytes(b"".join((
         importlib.util.MAGIC_NUMBER, len(loader).to_bytes(4, "little"),
         len(index).to_bytes(4, "little"), loader, index, *blobs)))
     fresh.rename(target)
-    return target
 
 
 def main(arguments: list[str]) -> int:
@@ -185,7 +192,13 @@ def main(arguments: list[str]) -> int:
     sys.path[:0] = [str(root)]
     sys.meta_path.insert(0, Finder())
     for package in BUNDLES:
-        print(build(root, package, "--unchecked" not in arguments))
+        print(root / package, flush=True)
+        pid = os.fork()  # what one of them imports is none of the other's
+        if pid == 0:
+            build(root, package, "--unchecked" not in arguments)
+            os._exit(0)
+        if os.waitpid(pid, 0)[1]:
+            return 1
     return 0
 
 

@@ -33,11 +33,13 @@ def install(data: memoryview, root: str) -> None:
 
     module_type = type(sys)
     groups: dict[str, int]
+    sources: list[tuple[Source, ...]]  # of each group
     extensions: dict[str, str]  # file names
+    foreign: list[str]  # modules of others that ours import
     blobs: list[memoryview | bytes | None] = []
     index = 12 + int.from_bytes(data[4:8], "little")
     at = index + int.from_bytes(data[8:12], "little")
-    groups, sizes, extensions = marshal.loads(data[index:at])
+    groups, sizes, sources, extensions, foreign = marshal.loads(data[index:at])
     for size in sizes:
         # Large ones are needed soon, and not copied; a small one must not hold the others.
         blobs.append(data[at:at + size] if size > 65536 else bytes(data[at:at + size]))
@@ -59,13 +61,28 @@ def install(data: memoryview, root: str) -> None:
             if number is None:
                 return find_extension(name, path or sys.path) if name in extensions else None
             blob, blobs[number] = blobs[number], None
-            if blob is not None:
-                load_group(*marshal.loads(blob))
+            if blob is not None and unchanged(sources[number]):
+                sources[number] = ()
+                load_group(marshal.loads(blob))
             entry = entries.pop(name, None)  # one that is asked for before its turn
             if entry is not None:
                 execute(entry)
             module = sys.modules.get(name)
             return None if module is None else module.__spec__
+
+        @staticmethod
+        def keep() -> bool:
+            """Load now what is in files of its own: the rest needs no file system from now on.
+
+            False: some of the rest is found the usual way.
+            """
+            for name in (*foreign, *extensions):
+                __import__(name)
+            for number, blob in enumerate(blobs):
+                if blob is not None and not unchanged(sources[number]):
+                    return False
+            sources[:] = [()] * len(sources)
+            return True
 
         @staticmethod
         def create_module(spec: Spec) -> ModuleType:
@@ -87,14 +104,17 @@ def install(data: memoryview, root: str) -> None:
             return spec
         return None
 
-    def load_group(sources: tuple[Source, ...], modules: tuple[Entry, ...]) -> None:
+    def unchanged(files: tuple[Source, ...]) -> bool:
         try:
-            for path, time, size in sources:
+            for path, time, size in files:
                 found = stat(f"{root}/{path}")
                 if (found.st_mtime_ns, found.st_size) != (time, size):
-                    return  # its names are found the usual way
+                    return False
         except OSError:
-            return  # a source is gone: so may its module be
+            return False  # it is gone: so may its module be
+        return True
+
+    def load_group(modules: tuple[Entry, ...]) -> None:
         for entry in modules:
             entries[entry[0]] = entry
         for entry in modules:

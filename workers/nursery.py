@@ -86,17 +86,14 @@ class Reporter:
         self.tell("log", text=text[:2000])
 
 
-def entries() -> dict[str, Entry]:
-    """What each kind of worker runs; importing it here is what makes a clone cheap."""
-    from workers.balloon.worker import run as run_balloon
-    from workers.blk.worker import run as run_blk
-    from workers.console.worker import run as run_console
-    from workers.net.worker import run as run_net
-    from workers.null.worker import run as run_null
-    from workers.rng.worker import run as run_rng
+KINDS = ("balloon", "blk", "console", "net", "null", "rng")
+COMMON = ("blk",)  # a VM without a disk is rare
 
-    return {"balloon": run_balloon, "blk": run_blk, "console": run_console, "net": run_net,
-            "null": run_null, "rng": run_rng}
+
+def entry(kind: str) -> Entry:
+    """What a kind of worker runs: `run` of its worker.py. Imported here, clones share it."""
+    run: Entry = __import__(f"workers.{kind}.worker", None, None, ["run"]).run
+    return run
 
 
 class Nursery:
@@ -105,11 +102,10 @@ class Nursery:
     :param off: the stages of the sandbox that were given up.
     """
 
-    def __init__(self, channel: Channel, kinds: dict[str, Entry],
-                 off: frozenset[str] = frozenset()) -> None:
+    def __init__(self, channel: Channel, off: frozenset[str] = frozenset()) -> None:
         self._channel = channel
-        self._kinds = kinds
         self._off = off
+        self._entries: dict[str, Entry] = {}
         self._workers: dict[int, int] = {}  # pidfds of the living, and their slots
         self._inherited: list[str] = []     # stages that hold for every clone
         self._filters: dict[str, bytes] = {}
@@ -124,7 +120,7 @@ class Nursery:
     def prepare(self) -> None:
         """What can be done for all workers at once. A failure is told to who wants a worker."""
         try:
-            startup.load_late_parts(self._make_filters)
+            startup.load_late_parts(self._load)
             self._identity = stages.Identity(self._off)
             self._inherited = stages.execute(
                 stages.nursery_stages(self._identity, self._off),
@@ -133,9 +129,22 @@ class Nursery:
         except StratovirtError as error:
             self._refusal = error
 
-    def _make_filters(self) -> None:
+    def _load(self) -> None:
+        """What is in files, as long as this process has any."""
+        keep = getattr(__spec__.loader, "keep", None)  # native/bundle_loader.py
+        for kind in COMMON if keep is not None and keep() else KINDS:
+            self._entry(kind)
         if "seccomp" not in self._off:
-            self._filters = startup.filters(self._kinds)
+            self._filters = startup.filters(KINDS)
+
+    def _entry(self, kind: str) -> Entry:
+        if kind not in self._entries:
+            self._entries[kind] = entry(kind)
+            # What is there by now is to be shared with clones for as long as they live: their
+            # garbage collectors leave it alone. To look for garbage would take 0.5 ms, and
+            # imports make next to none.
+            gc.freeze()
+        return self._entries[kind]
 
     def _confine(self) -> None:
         """The nursery itself, for good."""
@@ -203,14 +212,14 @@ class Nursery:
     def _clone(self, message: Message, fds: list[int], slot: int) -> tuple[int, int]:
         kind, device = message.get("kind"), message.get("device")
         names, options = message.get("fds"), message.get("options")
-        entry = self._kinds.get(kind) if isinstance(kind, str) else None
-        if not isinstance(kind, str) or entry is None or not isinstance(device, str):
+        if not isinstance(kind, str) or kind not in KINDS or not isinstance(device, str):
             raise UsageError(f"There is no worker of kind {kind!r}")
         if (not isinstance(names, list) or not isinstance(options, dict)
                 or len(names) != len(fds) or CONTROL not in names):
             raise UsageError("A request for a worker with wrong descriptors or options")
         if self._refusal is not None or self._identity is None:
             raise self._refusal or StratovirtError("The nursery isn't prepared")
+        entry = self._entry(kind)
         pidfd = _sandbox.ffi.new("int *", -1)
         pid = startup.clone(_sandbox.lib.CLONE_PARENT, pidfd, self._identity, self._off)
         if pid == 0:
@@ -294,11 +303,8 @@ def main() -> None:
     os.chdir("/")
     os.umask(0o077)
     off = stages.parse_off(os.environ.get(OFF_VARIABLE.encode(), b"").decode())
-    nursery = Nursery(Channel(CHANNEL_FD), entries(), off)
+    nursery = Nursery(Channel(CHANNEL_FD), off)
     nursery.prepare()
-    # Clones share these pages for as long as they live: their garbage collectors leave alone
-    # what is there by now. The imports made next to no garbage; to look for it takes 0.5 ms.
-    gc.freeze()
     nursery.serve()
     sys.stdout = sys.stderr = None
     os._exit(0)

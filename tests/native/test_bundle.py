@@ -133,7 +133,7 @@ def test_an_error_names_the_source(command: Path, tree: Path) -> None:
                        stdout=subprocess.DEVNULL)
 
 
-def run_with_bundle(tree: Path, package: str, code: str) -> list[str]:
+def run_with_bundle(tree: Path, package: str, code: str, *more: Path) -> list[str]:
     """The words that `code` says with the modules of a package's bundle."""
     begin = """if True:
         import sys
@@ -145,7 +145,7 @@ def run_with_bundle(tree: Path, package: str, code: str) -> list[str]:
             exec(loads(data[12:]), {"data": data, "root": root})
     """
     site = next(path for path in sys.path if path.endswith("site-packages"))
-    done = subprocess.run([sys.executable, "-c", begin + code, tree, package], text=True,
+    done = subprocess.run([sys.executable, "-c", begin + code, tree, package, *more], text=True,
                           env={"PYTHONPATH": site}, timeout=60, check=True, capture_output=True)
     return done.stdout.split()
 
@@ -156,7 +156,8 @@ def test_the_nursery_has_a_bundle_of_its_own(tree: Path) -> None:
         for name in ("os", "stat", "struct", "resource"):
             sys.modules.pop(name, None)  # site's
         import workers.nursery
-        workers.nursery.entries()
+        for kind in workers.nursery.KINDS:
+            workers.nursery.entry(kind)
         print(workers.blk.worker.__spec__.origin, "vmm" in sys.modules,
               "Finder" in str(workers.nursery.__spec__.loader),
               *({"os", "stat", "struct", "resource"} & set(sys.modules)))
@@ -170,7 +171,7 @@ FILTERS = {
         assert startup.filters([]) is FILTERS or not FILTERS
         ready = dict(FILTERS)
         FILTERS.clear()
-        made = startup.filters(nursery.entries())
+        made = startup.filters(nursery.KINDS)
         print(len(ready), ready == made, "" in made, "blk" in made)
     """,
     "vmm": """
@@ -183,6 +184,36 @@ FILTERS = {
         print(len(ready), ready == made, len(made["main"]) > 0, True)
     """,
 }
+
+
+KEEP = """
+        import workers.nursery
+        kept = workers.nursery.__spec__.loader.keep()
+        loaded = [kind for kind in workers.nursery.KINDS if f"workers.{kind}.worker" in sys.modules]
+        assert "native._core" not in sys.modules
+        print(kept, *loaded)
+        if kept:
+            import posix
+            posix.chroot(sys.argv[3])  # an empty folder
+            for kind in workers.nursery.KINDS:
+                workers.nursery.entry(kind)
+            print(len(workers.nursery.KINDS))
+"""
+
+
+def test_what_is_not_loaded_yet_needs_no_files_any_more(tree: Path, tmp_path: Path) -> None:
+    """Unless a source has changed; then it can't wait."""
+    require("root")
+    kept, *loaded, count = run_with_bundle(tree, "workers", KEEP, tmp_path)
+    assert kept == "True" and loaded == ["blk"] and int(count) > 4
+    source = tree / "workers/null/device.py"
+    before, text = source.stat(), source.read_text()
+    try:
+        source.write_text(text + "\n# changed\n")
+        assert run_with_bundle(tree, "workers", KEEP, tmp_path) == ["False", "blk"]
+    finally:
+        source.write_text(text)
+        os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 @pytest.mark.parametrize(("package", "policy"), [("workers", "workers/runtime.policy"),

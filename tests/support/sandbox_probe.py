@@ -177,6 +177,7 @@ def run_nic(device: str, fds: dict[str, int], options: dict[str, object],
 
 def main() -> None:
     """As workers.nursery.main, with probes."""
-    nursery.entries = lambda: {"blk": run, "net": run_nic, "null": run_nic,
-                               **dict.fromkeys(SMALL_KINDS, run_small)}
+    probes = {"blk": run, "net": run_nic, "null": run_nic, **dict.fromkeys(SMALL_KINDS, run_small)}
+    nursery.KINDS = tuple(probes)
+    nursery.entry = probes.__getitem__
     nursery.main()
