@@ -1,7 +1,7 @@
-// From the tap to the guest. The guest's buffers are filled by the read itself; only the end
-// of a frame that is longer than expected goes through the bounce buffer. Chains that were
-// taken and got no frame are held for the next one; a frame that finds too few of them waits for
-// more, as all that come behind it do in the tap.
+// From the tap to the guest. Where long frames are expected the guest's buffers are filled by the
+// read itself, and only the end of one that is still longer goes through the bounce buffer; short
+// ones go through it altogether. Chains that were taken and got no frame are held for the next
+// one; a frame that finds too few of them waits for more, as all that come behind it do in the tap.
 #include <errno.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -13,6 +13,9 @@
 
 #define NUM_BUFFERS_OFFSET 10 // in struct virtio_net_hdr_v1
 #define FILTER_BYTES 18
+// To copy so many bytes once more costs less than a vector, which must have a place for the end of
+// any frame behind the guest's buffers.
+#define SHORT_MAX 2048
 
 static bool is_mergeable(const struct sv_net_queue *queue)
 {
@@ -144,7 +147,7 @@ static enum hold spread(struct sv_net_queue *queue)
 
 	if (queue->waiting <= queue->direct)
 		return HELD;
-	if (!is_mergeable(queue))
+	if (!is_mergeable(queue) && queue->held_bytes < queue->waiting)
 		return NO_ROOM;
 	while (queue->held_bytes < queue->waiting) {
 		enum hold held = hold(queue);
@@ -216,28 +219,47 @@ static bool place(struct sv_net_queue *queue)
 	return true;
 }
 
+// The next frame into vector[0, *count), of which `direct` bytes are guest's; its length.
+// Not by read() and readv(): they are cancellation points, entering and leaving one costs 3 % of a
+// small frame.
+static ssize_t read_frame(struct sv_net_queue *queue, unsigned int *count)
+{
+	ssize_t len;
+
+	*count = 0;
+	queue->direct = 0;
+	if (queue->expected > SHORT_MAX) {
+		*count = sv_net_merge(held_iov(queue), queue->held_iovs, queue->vector);
+		queue->direct = queue->held_bytes;
+	}
+	queue->vector[(*count)++] = (struct iovec){queue->bounce, SV_NET_FRAME_MAX};
+	do {
+		if (*count == 1)
+			len = syscall(SYS_read, queue->tap, queue->bounce, SV_NET_FRAME_MAX);
+		else
+			len = syscall(SYS_readv, queue->tap, queue->vector, *count);
+	} while (len < 0 && errno == EINTR);
+	return len;
+}
+
 // Take one frame from the tap. False: there was none.
 static bool take(struct sv_net_queue *queue)
 {
-	unsigned int count = sv_net_merge(held_iov(queue), queue->held_iovs, queue->vector);
+	unsigned int count;
 	ssize_t len;
 
 	if (queue->tap < 0) {
 		queue->tap_empty = true; // for good
 		return false;
 	}
-	queue->vector[count] = (struct iovec){queue->bounce, SV_NET_FRAME_MAX};
-	// readv() is a cancellation point: entering and leaving one costs 3 % of a small frame.
-	do
-		len = syscall(SYS_readv, queue->tap, queue->vector, count + 1);
-	while (len < 0 && errno == EINTR);
+	len = read_frame(queue, &count);
 	if (len <= 0) {
 		// EBADFD: the interface is gone; nothing will come any more, nobody is to blame.
 		queue->tap_empty = true;
 		return false;
 	}
 	if (len <= SV_NET_HEADER || __atomic_load_n(&queue->net->link_down, __ATOMIC_RELAXED) ||
-	    !is_wanted(queue, (size_t)len, count + 1)) {
+	    !is_wanted(queue, (size_t)len, count)) {
 		queue->counters->dropped++;
 		return true;
 	}
@@ -249,7 +271,6 @@ static bool take(struct sv_net_queue *queue)
 		queue->expected -= (queue->expected - (uint32_t)len) / 16;
 	sv_bucket_take(&queue->net->buckets[0], (uint64_t)len - SV_NET_HEADER);
 	queue->waiting = (uint32_t)len;
-	queue->direct = queue->held_bytes;
 	return true;
 }
 

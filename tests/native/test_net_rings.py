@@ -126,7 +126,9 @@ def test_pieces_side_by_side_and_apart(make: Make, order: tuple[int, ...]) -> No
 
 @pytest.mark.parametrize("lengths", [
     ([60000] + 50 * [20000]) * 4,  # always some are left
-    random.Random(3).choices((100, 900, 3000, 20000, 60000), k=200)], ids=["long", "mixed"])
+    ([20000] + 80 * [100]) * 3,    # until short ones are expected
+    random.Random(3).choices((100, 900, 3000, 20000, 60000), k=200)],
+    ids=["long", "falling", "mixed"])
 def test_long_and_short_frames_in_turn(make: Make, lengths: list[int]) -> None:
     """Buffers that were taken for a long frame serve the short ones that come instead."""
     plane = make(features=BASE | F_GUEST_CSUM | F_TSO4)
@@ -142,6 +144,21 @@ def test_long_and_short_frames_in_turn(make: Make, lengths: list[int]) -> None:
         peer.send(header[:10] + data)
         assert plane.received()[12:] == data
     assert plane.counters[0].packets == len(lengths)
+
+
+def test_long_frames_are_filtered_where_they_lie(make: Make) -> None:
+    plane = make(control=True, features=BASE | CONTROL | F_GUEST_CSUM | F_TSO4)
+    plane.start(0, 256)
+    plane.start(2)
+    assert plane.command(0, 0, b"\0") == 0  # not promiscuous
+    plane.offer(4096, 120)
+    peer = plane.namespace.packet_socket(headers=True)
+    for length in (20000, 20000, 30000, 60000):
+        header, data = tcp_frame(length)
+        peer.send(header[:10] + OTHER + data[6:])
+        peer.send(header[:10] + data)
+        assert plane.received()[12:] == data
+    assert plane.counters[0].dropped == 4
 
 
 def waiting(plane: NetPlane, ring: GuestRing) -> None:

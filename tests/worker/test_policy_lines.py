@@ -205,7 +205,8 @@ def drive_nic(worker: RingWorker, peer: socket | None) -> None:
     receive, transmit, control = (worker.start(index, 64) for index in range(3))
     frame = memory.alloc(net.HEADER_BYTES + 60, 16)
     memory.write(frame, bytes(net.HEADER_BYTES) + b"\xff" * 12 + bytes(48))
-    worker.offer(2048, 0)
+    for _ in range(5):
+        worker.offer(2048, 0)
     transmit.add([(frame, net.HEADER_BYTES + 60, False)])
     apart = memory.alloc(60, 16)
     memory.write(apart, b"\xff" * 60)
@@ -214,8 +215,9 @@ def drive_nic(worker: RingWorker, peer: socket | None) -> None:
     transmit.wait_used(2)
     if peer is not None:
         assert [len(peer.recv(2048)) for _ in range(2)] == [60, 60]
-        peer.send(b"\xff" * 60)
-        receive.wait_used(1)
+        for length in (60, 4000, 4000):  # a long one, and one that is expected to be long
+            peer.send(b"\xff" * length)
+        receive.wait_used(5)
     command = memory.alloc(4, 16)
     memory.write(command, bytes((0, 0, 1, 0xFF)))  # CTRL_RX, PROMISC, on
     control.add([(command, 3, False), (command + 3, 1, True)])
@@ -233,6 +235,7 @@ def test_net_needs_each_line(tmp_path: Path) -> None:
     space = NetNamespace()
     try:
         taps = space.tap("t0")
+        space.up("t0", 9000)
         peer = space.packet_socket("t0")
 
         def drive(nest: Nest) -> list[WorkerProcess]:
