@@ -332,6 +332,7 @@ def test_the_end_under_a_flood(start_nic_vm: Start, namespace: NetNamespace, sig
     wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in processes),
                "the end of the workers", 5)
     assert time.monotonic() - began < 5
+    wait_until(lambda: not vm.qmp_path.exists(), "the removal of its socket", 5)
     assert not [entry for entry in os.listdir("/dev/shm") if f".{vm.process.pid}." in entry]
     # The tap is free: the next VM has it at once.
     other = start_nic_vm(nic=f",mac={MAC}")

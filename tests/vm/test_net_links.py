@@ -233,7 +233,7 @@ def test_taps_that_are_refused(vm: TestVm, namespace: NetNamespace, peer: Peer) 
     assert "queues=1" in refused(vm, "netdev_replace", id="nic0", ifname="many0", queues=2)
     assert "queues=1" in refused(vm, "netdev_replace", id="nic0", fds="t0:t1")
     assert "netdev 'net0' has it" in refused(vm, "netdev_replace", id="nic0", ifname="tap0")
-    assert "no tap with" in refused(vm, "netdev_replace", id="nic0", ifname="lo")
+    assert "is not a tap" in refused(vm, "netdev_replace", id="nic0", ifname="lo")
     assert "Tap device is missing" in refused(vm, "netdev_replace", id="nic0")
     assert "no net dev x" in refused(vm, "netdev_replace", id="x", ifname="tap1")
     for name in ("t0", "t1"):  # they wait for the next command

@@ -85,7 +85,11 @@ def _check_open(config: NetdevConfig) -> None:
         if fd < 3:
             raise ConfigError(f"{config.option}: descriptor {fd} is standard input or output",
                               "hand taps over as descriptors from 3 on")
-        os.fstat(fd)
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            raise ConfigError(f"{config.option}: descriptor {fd}: {error.strerror}",
+                              "hand the tap over when the VM is started") from error
 
 
 def _bring_up(name: str) -> None:
