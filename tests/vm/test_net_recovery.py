@@ -184,3 +184,23 @@ def test_the_neighbour_notices_nothing(start_nic_vm: Start, namespace: NetNamesp
         assert (traffic.lost, traffic.twice) == (0, 0)
         answer = vm.guest("net.echo 1 100 0")
         assert answer.ok and answer.value("frames") == 100
+
+
+def test_a_null_worker_that_dies_again_and_again_holds_up_nothing(start_nic_vm: Start,
+                                                                  namespace: NetNamespace) -> None:
+    vm = start_nic_vm("-smp", "2", netdev="")
+    assert vm.guest("net.init 0").ok
+    deadline = time.monotonic() + 60
+    while not vm.guest("net.info 0").value("device") & 0x40:  # DEVICE_NEEDS_RESET
+        for pid in children(vm.process.pid, "sv-null"):
+            kill(pid)
+        assert time.monotonic() < deadline
+    for command in ("stop", "cont", "stop", "cont"):
+        began = time.monotonic()
+        vm.qmp.command(command)
+        assert time.monotonic() - began < 3
+    vm.qmp.command("netdev_add", id="n", ifname="tap0")
+    vm.qmp.command("device_add", id="n", driver="virtio-net-mmio")
+    assert vm.guest("net.init 0").ok
+    with Peer(namespace):
+        echoed(vm)

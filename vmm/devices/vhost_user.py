@@ -307,18 +307,18 @@ class VhostUserDevice(VirtioDevice):
         else:
             self.state = PAUSED
 
-    def detach(self, deadline: float) -> None:
+    def detach(self, deadline: float, forsaken: bool = False) -> None:
         """Let go of the back end while no driver uses the device; `on_needed` asks for another.
+        `forsaken`: though one does. Nobody serves it until it is started again, nothing waits.
 
         :raises BackendError: a driver uses it.
         """
         with Held(self, deadline - time.monotonic()):
-            if self._goal != IDLE:
+            if self._goal != IDLE and not forsaken:
                 raise BackendError(f"The {self._peer} is in use", "drain it first")
             if self.state != CLOSED:
                 self._drop_session()
-                self.state = BROKEN
-                self._trouble = "there is none"
+                self.state, self._trouble = BROKEN, "there is none"
 
     def is_in_use(self) -> bool:
         """A driver has started the device."""

@@ -104,8 +104,20 @@ class NullBackend:
             if self._budget < 0:
                 self._served.remove(device)
                 device.on_failure("the null worker dies again and again")
+                self._forsake_in_turn(device)
             else:
                 self._revive_in_turn(device)
+
+    def _forsake_in_turn(self, device: VhostUserDevice) -> None:
+        """Nobody comes until a driver starts it again: `stop` and resets don't wait for that."""
+        def forsake(done: Done) -> None:
+            if device in self._served or not device.has_lost_backend():
+                done(None)  # somebody serves it again
+            else:
+                self._vm.off_loop(lambda: device.detach(time.monotonic() + CONNECT_LIMIT,
+                                                        forsaken=True), done)
+
+        self._vm.hotplug.take_turn(forsake, _log_failure)
 
     def _revive_in_turn(self, device: VhostUserDevice) -> None:
         # A disk may be coming to this slot right now.

@@ -260,3 +260,28 @@ def test_many_in_a_row(pair: Pair) -> None:
         pair.replace(other, drain=False)
         assert other.start(0)[6] == number
     assert pair.device.state == RUNNING
+
+
+def test_who_is_forsaken_holds_up_nobody(pair: Pair) -> None:
+    """Until a driver starts it again, or somebody brings another back end."""
+    features = pair.device.features()
+    pair.rig.activate()
+    needed: list[None] = []
+    pair.device.on_needed = lambda: needed.append(None)
+    pair.die()
+    with pytest.raises(BackendError, match="is in use"):
+        pair.device.detach(soon())
+    pair.device.detach(soon(), forsaken=True)
+    began = time.monotonic()
+    pair.device.pause(soon())
+    assert not needed
+    pair.device.resume()
+    assert len(needed) == 1  # it is asked for, not waited for
+    pair.device.pause(soon())
+    pair.device.reset()
+    assert time.monotonic() - began < 1
+    pair.device.activate(features, pair.rig.queues())
+    assert len(needed) == 2
+    other = pair.other()
+    pair.replace(other, drain=False)
+    assert pair.device.state == RUNNING and "start_ring" in other.names()

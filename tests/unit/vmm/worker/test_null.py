@@ -33,6 +33,7 @@ class FakeDevice:
 
     def __init__(self, used: bool = True) -> None:
         self.used = used
+        self.plugged = False  # somebody else serves it
         self.calls: list[str] = []
 
     def is_in_use(self) -> bool:
@@ -46,10 +47,13 @@ class FakeDevice:
         assert not drain
         self.calls.append("replaced")
 
-    def detach(self, deadline: float) -> None:
-        if self.used:
+    def detach(self, deadline: float, forsaken: bool = False) -> None:
+        if self.used and not forsaken:
             raise BackendError("it is in use")
-        self.calls.append("detached")
+        self.calls.append("forsaken" if forsaken else "detached")
+
+    def has_lost_backend(self) -> bool:
+        return not self.plugged
 
     def on_failure(self, text: str) -> None:
         self.calls.append(text)
@@ -149,8 +153,20 @@ def test_it_is_given_up(world: World) -> None:
             break
         world.die()
         world.take_turns()
-    assert "again and again" in device.calls[-1]
+    assert "again and again" in device.calls[-2] and device.calls[-1] == "forsaken"
     assert not world.turns
+
+
+def test_what_has_another_back_end_is_not_forsaken(world: World) -> None:
+    plugged, again = FakeDevice(), FakeDevice()
+    for device in (plugged, again):
+        world.attach(device)
+    world.null._budget = 0.0
+    world.die()
+    plugged.plugged = True  # a NIC came before this had its turn
+    world.attach(again)     # a driver started it again
+    world.take_turns()
+    assert "forsaken" not in plugged.calls and "forsaken" not in again.calls
 
 
 def test_the_end_of_the_vm_is_no_death(world: World) -> None:
