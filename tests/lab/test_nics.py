@@ -36,6 +36,7 @@ def plug(ifname: str) -> list[list[Any]]:
 
 STEPS: list[list[Any]] = [
     ["output", "L2 shell", SECONDS],
+    ["qmp", "query-status"],  # connected: events come from now on
     ["run", "ip addr add 10.0.0.1/24 dev tap0"],
     # An empty NIC: whatever it is asked it answers at once.
     *shell("cat /proc/uptime; ifconfig eth1 10.0.1.2 netmask 255.255.255.0 up promisc; "
@@ -95,7 +96,7 @@ def test_nics_under_linux(play: Play) -> None:
     assert float(times[1]) - float(times[0]) < PROMPT
     lost = re.findall(r"(\d+)% packet loss", console)
     assert lost == ["0", "0", "100", "0"], console
-    assert " 0% packet loss" in report["replies"][4], report["replies"][4]
+    assert " 0% packet loss" in report["replies"][5], report["replies"][5]
     # Each stream whole, both ways.
     md5, size = images.md5(images.root_disk()), images.root_disk().stat().st_size
     assert report["replies"][-2].splitlines() == [f"{size} {md5}"] * STREAMS

@@ -34,6 +34,18 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
+def running(vm: TestVm) -> dict[str, Any]:
+    """The one worker, once it has said that it serves: the guest may be ready before."""
+    workers: list[dict[str, Any]] = []
+
+    def serves() -> bool:
+        workers[:] = vm.qmp.command("query-workers")
+        return [worker["state"] for worker in workers] == ["running"]
+
+    wait_until(serves, "a worker that serves")
+    return workers[0]
+
+
 def facts(pid: int, tid: int) -> dict[str, str]:
     with open(f"/proc/{pid}/task/{tid}/status", encoding="ascii") as file:
         return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
@@ -61,7 +73,7 @@ def test_threads_of_a_running_vm(start_vm: Start, disk: Path) -> None:
         seen = facts(pid, tid)
         assert seen["Seccomp"] == "2" and seen["NoNewPrivs"] == "1"
         assert seen["CapEff"] == seen["CapPrm"] == "0" * 16
-    worker, = vm.qmp.command("query-workers")
+    worker = running(vm)
     expected = [name for name in DESCRIPTIONS if root or name != "uid"]
     assert worker["sandbox"] == expected
     # What needs other threads and processes goes on.

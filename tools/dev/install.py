@@ -27,7 +27,7 @@ PACKAGES = {
                      "libssl-dev", "xz-utils", "cpio"],
     "fuzz": ["clang", "libclang-rt-14-dev"],
     "test": ["qemu-system-x86", "qemu-utils", "qemu-system-common", "procps", "util-linux",
-             "acpica-tools", "git", "strace", "dpdk-dev"],  # dpdk-testpmd
+             "acpica-tools", "git", "strace", "iproute2", "dpdk-dev"],  # dpdk-testpmd
 }
 
 
