@@ -194,7 +194,8 @@ def _refused(name: str, queues: int, error: OSError) -> TapError:
     if error.errno == errno.EPERM:
         return TapError(what, f"make it for this user: ip tuntap add {name} mode tap user NAME")
     if error.errno == errno.EINVAL:
-        kind, wanted = ("a tap with several queues", " multi_queue") if queues > 1 else ("a tap", "")
+        kind = "a tap with several queues" if queues > 1 else "a tap"
+        wanted = " multi_queue" if queues > 1 else ""
         return TapError(f"{what}; '{name}' is not {kind}",
                         f"make it anew: ip tuntap add {name} mode tap vnet_hdr{wanted}")
     if error.errno == errno.E2BIG:
