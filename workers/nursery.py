@@ -23,6 +23,7 @@ from shared import paths
 from shared.control.channel import Channel, ChannelClosed, close_quietly
 from shared.control.codec import CodecError
 from shared.errors import SandboxError, SharedError, StratovirtError, check
+from shared.quota import LINES, LINES_RATE, Quota
 from shared.sandbox import OFF_VARIABLE, stages
 from workers import startup
 from workers.errors import UsageError
@@ -47,6 +48,7 @@ class Reporter:
 
     def __init__(self, fd: int) -> None:
         self._channel = Channel(fd, blocking=False)
+        self._lines = Quota(LINES, LINES_RATE)
 
     def tell(self, kind: str, **fields: object) -> None:
         """Send one report."""
@@ -82,8 +84,10 @@ class Reporter:
         self._channel.close()
 
     def log(self, text: str) -> None:
-        """A line for the core's log."""
-        self.tell("log", text=text[:2000])
+        """A line for the core's log; guests can cause many, which are left out."""
+        line = self._lines.line(text[:1900])
+        if line:
+            self.tell("log", text=line)
 
 
 KINDS = ("balloon", "blk", "console", "net", "null", "rng")

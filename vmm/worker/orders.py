@@ -43,17 +43,18 @@ class Orders:
         """Nobody waits for that answer any more; False if it has come."""
         return self._waiting.pop(serial, None) is not None
 
-    def answered(self, message: Message) -> None:
-        """The worker says "done" or "failed"; what nobody asked for is ignored."""
+    def answered(self, message: Message) -> bool:
+        """The worker says "done" or "failed"; what nobody asked for is ignored: False."""
         serial = message.get("serial")
         done = self._waiting.pop(serial, None) if isinstance(serial, int) else None
         if done is None:
-            return
+            return False
         if message.get("type") == "done":
             done("")
         else:
             text = str(message.get("text", ""))[:_TEXT_LIMIT]
             done("".join(c if c.isprintable() else " " for c in text) or "the worker refused")
+        return True
 
     def abandon(self, reason: str) -> None:
         """The worker has ended."""

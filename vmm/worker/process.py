@@ -16,6 +16,7 @@ from _signal import SIGKILL, SIGSYS, pidfd_send_signal  # type: ignore[import-no
 from shared import log
 from shared.control.channel import Channel, ChannelClosed
 from shared.control.codec import CodecError
+from shared.quota import LINES, LINES_RATE, Quota
 from vmm.worker.orders import Orders
 
 TYPE_CHECKING = False
@@ -31,6 +32,9 @@ DEAD = "dead"
 
 _WALL = 0x40000000  # linux/wait.h, __WALL: clones without an exit signal too
 _TEXT_LIMIT = 2000
+# Reports that nobody asked for: who sends more is put down (shared/quota.py). Honest workers keep
+# to the quota of lines themselves and tell of I/O errors five times a second at most.
+_REPORTS, _REPORTS_RATE = 400, 40.0
 
 
 class WorkerProcess:
@@ -45,7 +49,7 @@ class WorkerProcess:
     on_report: called there with each report that only its kind of worker makes; not checked.
     """
 
-    __slots__ = ("_control", "_doomed", "_nursery", "_reported", "_silent",
+    __slots__ = ("_control", "_doomed", "_lines", "_nursery", "_reported", "_reports", "_silent",
                  "_started", "device", "engine", "kind", "lacks", "on_end", "on_report", "orders",
                  "pid", "pidfd", "reason", "restarts", "serial", "socket_fd", "stages", "state",
                  "stopping")
@@ -70,6 +74,8 @@ class WorkerProcess:
         self.on_report: Callable[[Message], None] = _ignore
         self._control = Channel(control_fd, blocking=False)
         self.orders = Orders(self._control)
+        self._lines = Quota(LINES, LINES_RATE)
+        self._reports = Quota(_REPORTS, _REPORTS_RATE)
         self._silent = False
         self._reported = False
         self._doomed = False  # `kill` came before the nursery's answer
@@ -115,16 +121,33 @@ class WorkerProcess:
         try:
             message, fds = self._control.recv()
         except CodecError as error:
-            log.warning(f"Worker {self.kind} '{self.device}': {error}")
-            return True
+            self._log(str(error))
+            return self._may_go_on()
         except (ChannelClosed, BlockingIOError):
             return False
         for fd in fds:
             os.close(fd)
-        self._handle(message)
-        return True
+        if self._handle(message):
+            self._reports.refund()  # a balloon's statistics come before the answer
+            return True
+        return self._may_go_on()
 
-    def _handle(self, message: Message) -> None:
+    def _may_go_on(self) -> bool:
+        """One more report that nobody asked for: whether that can be borne."""
+        if self._reports.take():
+            return True
+        if self._reports.dropped == 1:
+            self.put_down("it sends more reports than it may")
+        return False
+
+    def _log(self, text: str) -> None:
+        """A line for the log that the worker is the cause of."""
+        line = self._lines.line(_one_line(text))
+        if line:
+            log.warning(f"Worker {self.kind} '{self.device}': {line}")
+
+    def _handle(self, message: Message) -> bool:
+        """True: it is the answer to an order."""
         kind, text = message.get("type"), str(message.get("text", ""))[:_TEXT_LIMIT]
         if kind == "started" and self.state == STARTING:
             stages = message.get("stages")
@@ -134,18 +157,19 @@ class WorkerProcess:
             self._reported = True
             self._check_running()
         elif kind == "log":
-            log.warning(f"Worker {self.kind} '{self.device}': {_one_line(text)}")
+            self._log(text)
         elif kind == "error":
             self.reason = _one_line(text)
             self.lacks = str(message.get("stage", ""))[:64]
         elif kind in ("done", "failed"):
-            self.orders.answered(message)
+            return self.orders.answered(message)
         elif kind == "io-error":
             self._nursery.on_io_error(self, message)
         elif kind == "died":
             self.reason = describe_death(message)
         else:
             self.on_report(message)
+        return False
 
     def _on_end(self, events: int) -> None:
         self._drain_control()
