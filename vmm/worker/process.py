@@ -160,7 +160,10 @@ class WorkerProcess:
             self._log(text)
         elif kind == "error":
             self.reason = _one_line(text)
-            self.lacks = str(message.get("stage", ""))[:64]
+            # What the host lacks is known before the worker reads what a guest can choose; from
+            # then on its word could end the VM.
+            if not self._reported:
+                self.lacks = str(message.get("stage", ""))[:64]
         elif kind in ("done", "failed"):
             return self.orders.answered(message)
         elif kind == "io-error":

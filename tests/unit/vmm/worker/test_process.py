@@ -87,6 +87,26 @@ def case(monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
     case.close()
 
 
+def test_what_the_host_lacks_is_told_before_the_start(case: Case) -> None:
+    case.clone()
+    case.tell(type="error", text="no landlock", stage="landlock")
+    assert case.worker.state == STARTING
+    assert (case.worker.lacks, case.worker.reason) == ("landlock", "no landlock")
+
+
+def test_who_has_started_can_lack_nothing(case: Case) -> None:
+    """It could end the VM, which is told to end where the host can't have a sandbox."""
+    case.start()
+    case.tell(type="error", text="I lie", stage="landlock")
+    assert (case.worker.lacks, case.worker.reason) == ("", "I lie")
+
+
+def test_who_says_so_before_it_is_known_can_lack_nothing(case: Case) -> None:
+    case.tell(type="started", stages=[], engine="test")
+    case.tell(type="error", text="I lie", stage="landlock")
+    assert case.worker.state == STARTING and case.worker.lacks == ""
+
+
 def test_a_flood_of_lines_is_cut_and_told_of(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(quota, "time", type("Clock", (), {"monotonic": lambda: now[0]}))
