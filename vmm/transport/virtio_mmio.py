@@ -16,6 +16,7 @@ import posix as os
 import time
 
 from shared import log
+from shared.quota import LINES, LINES_RATE, Quota
 from vmm.devices.virtio_device import QueueConfig
 from vmm.errors import BackendError, MemoryAccessError, VmmError
 from vmm.transport import mmio_registers as r
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 MASK_32 = 0xFFFF_FFFF
 RESET_LIMIT = 10.0
-MAX_COMPLAINTS = 16  # log lines that one device's driver may cause
 
 # Alignment of the three parts of a split ring, and their sizes as (fixed, per entry) bytes
 # (virtio 1.2, 2.7).
@@ -64,7 +64,8 @@ class VirtioMmio:
         self._active = False            # the device was given its queues
         self._paused = False
         self._activate_on_resume = False
-        self._complaints = 0
+        # Bounded: a hostile guest, or its worker, could fill the log.
+        self._lines = Quota(LINES, LINES_RATE)
         self._clear_selectors()
         if device is not None:
             device.on_config_change = self._config_changed
@@ -284,7 +285,7 @@ class VirtioMmio:
             try:
                 self.device.reset()
             except VmmError as error:
-                log.error(f"{self._name()}: reset: {error}")
+                self._log_error(f"reset: {error}")
                 failure = error
         self._active = False
         self._clear_selectors()
@@ -398,18 +399,22 @@ class VirtioMmio:
 
     def _failed(self, text: str) -> None:
         """The device can't go on (callback of the device, any thread)."""
-        log.error(f"{self._name()}: {text}")
+        self._log_error(text)
         self._set_needs_reset()
+
+    def _log_error(self, text: str) -> None:
+        line = self._lines.line(text)
+        if line:
+            log.error(f"{self._name()}: {line}")
 
     def _violation(self, text: str) -> None:
         self._complain(f"{text}; it must reset the device")
         self._set_needs_reset()
 
     def _complain(self, text: str) -> None:
-        # Bounded: a hostile guest could fill the log.
-        self._complaints += 1
-        if self._complaints <= MAX_COMPLAINTS:
-            log.warning(f"{self._name()}: the guest's driver {text}")
+        line = self._lines.line(text)
+        if line:
+            log.warning(f"{self._name()}: the guest's driver {line}")
 
     def _set_needs_reset(self) -> None:
         with self._state_lock:
