@@ -55,6 +55,7 @@ class FakeDevice:
         self.id = id
         self.driver = "virtio-blk-device"
         self.slot = 0
+        self.device: Any = object()
         self.worker: Any = FakeWorker(id)
 
 

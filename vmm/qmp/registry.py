@@ -56,6 +56,8 @@ class Argument:
 
     def check(self, value: object) -> None:
         """:raises QmpError: `value` has the wrong type or is out of bounds; names the argument."""
+        if not _is_text(value):
+            raise self._wrong("must not contain half of a surrogate pair")
         if self.type == "any":
             return
         kind = "array" if self.type.startswith("[") else self.type
@@ -79,6 +81,16 @@ class Argument:
 
     def _wrong(self, what: str) -> QmpError:
         return QmpError(f"The argument '{self.name}' {what}")
+
+
+def _is_text(value: object) -> bool:
+    """Whether every string in it can be a path, a name, a line of the log."""
+    if isinstance(value, str):
+        # JSON can spell half of a surrogate pair, by an escape; no encoding of text can.
+        return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
+    if isinstance(value, dict):
+        return all(_is_text(key) and _is_text(member) for key, member in value.items())
+    return not isinstance(value, list) or all(map(_is_text, value))
 
 
 class Command:

@@ -243,12 +243,13 @@ def test_powerdown(client):
 @pytest.mark.parametrize(("argument", "good", "bad"), [
     (Argument("a", "int", low=0, high=9), [0, 9], [-1, 10, 1.0, True, "1", None, [], {}]),
     (Argument("a", "int"), [-(1 << 63), (1 << 64) - 1], [1 << 64, -(1 << 63) - 1]),
-    (Argument("a", "str", high=3), ["a", "abc"], ["", "abcd", "a\0", 1, None, True, []]),
+    (Argument("a", "str", high=3), ["a", "abc"], ["", "abcd", "a\0", 1, None, True, [], "\ud800"]),
     (Argument("a", "bool"), [True, False], [0, 1, "on", None]),
     (Argument("a", "number"), [1, 1.5], ["1", True, None]),
-    (Argument("a", "[str]"), [[], ["x"]], [{}, "x", None, True]),
-    (Argument("a", "SomeObject"), [{}], [[], "x", None, 1, True]),
-    (Argument("a", "any"), [None, 1, []], []),
+    (Argument("a", "[str]"), [[], ["x"]], [{}, "x", None, True, ["x", "\udfff"]]),
+    (Argument("a", "SomeObject"), [{}, {"ü": "\U0001f5b4"}],
+     [[], "x", None, 1, True, {"b": {"c": ["\udc80"]}}, {"\ud800": 1}]),
+    (Argument("a", "any"), [None, 1, []], ["\ud800"]),
 ])
 def test_arguments_are_checked(argument, good, bad):
     for value in good:
