@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posix as os
 import select
+import stat
 
 from shared.errors import StratovirtError
 from shared.vhost_user.backend import Backend
@@ -85,6 +86,7 @@ class Service:
 
     def _connect(self, message: Mapping[str, object], fds: list[int]) -> None:
         if (message.get("type") != "serve" or not fds
+                or not stat.S_ISSOCK(os.fstat(fds[0]).st_mode)
                 or len(self._connections) >= MAX_CONNECTIONS):
             raise UsageError(f"A null worker can't do this: {message!r:.200}")
         device = self._make_device(message, fds)
