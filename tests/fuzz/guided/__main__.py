@@ -70,10 +70,7 @@ def main(arguments: list[str]) -> int:
     failed = 0
     for name, process in running.items():
         status = process.wait()
-        lines = (WORK / f"{name}.log").read_text(errors="replace").splitlines()
-        told = [line for line in lines if "number_of_executed" in line or "cov:" in line][-2:]
-        print(f"fuzz {name}: {'found something, see' if status else 'clean;'} "
-              f"{WORK / f'{name}.log' if status else ' '.join(told)}", flush=True)
+        corpus.report(name, status, WORK / f"{name}.log")
         failed += status != 0
         if keeping and not status:
             # libFuzzer keeps what adds coverage, shorter for longer.

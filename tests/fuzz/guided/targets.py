@@ -17,6 +17,8 @@ from shared.vhost_user import messages as m
 from shared.vhost_user.backend import Backend
 from shared.vhost_user.errors import VhostUserError
 from shared.vhost_user.frontend import Frontend
+from tests.fuzz.guided.control import command_line, orders, reports
+from tests.fuzz.guided.input import Input
 from tests.support.fake_backend import FakeBackendDevice
 from tests.support.fake_vm import FakeVm
 from tests.support.guest_ring import GuestMemory
@@ -28,25 +30,6 @@ from vmm.qmp.server import QmpServer
 from vmm.transport.virtio_mmio import VirtioMmio
 
 MAX_LENGTH = 4096
-
-
-class Input:
-    """The bytes of an input, taken from the front."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def __bool__(self) -> bool:
-        return self._at < len(self._data)
-
-    def bytes(self, count: int) -> bytes:
-        part = self._data[self._at:self._at + count]
-        self._at += count
-        return part.ljust(count, b"\0")
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.bytes(size), "little")
 
 
 # ---- vhost-user: what a front end may send us -------------------------------------------------
@@ -256,4 +239,7 @@ TARGETS = {
     "vhost-frontend": Target(vhost_frontend, ("shared.vhost_user",)),
     "config-space": Target(config_space, ("vmm.transport", "vmm.devices")),
     "qmp": Target(qmp, ("vmm.qmp",)),
+    "reports": Target(reports, ("shared.control", "vmm.worker", "vmm.devices.virtio_balloon")),
+    "orders": Target(orders, ("shared.control", "workers")),
+    "command-line": Target(command_line, ("vmm.config", "vmm.cli", "vmm.net")),
 }

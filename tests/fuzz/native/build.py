@@ -1,142 +1,116 @@
-"""Builds the fuzz targets in C, makes honest inputs to start from, and runs them.
+"""Builds the fuzz targets in C (targets.py) and runs them.
 
-    python -m tests.fuzz.native.build [--seconds N] [--keep]
+    python -m tests.fuzz.native.build [TARGET...] [--seconds N] [--keep]
 
-With clang: coverage-guided (libFuzzer) with ASAN and UBSAN, from `tests/fuzz/corpus/rings.zip.b64`
-and the honest inputs; with `--keep` what it found is reduced to what adds coverage and put there.
+With clang: coverage-guided (libFuzzer) with ASAN and UBSAN, from the kept corpus and the honest
+inputs, all targets at once, niced; with `--keep` what was found is reduced to what adds coverage
+and becomes the corpus of the repository.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import shutil
-import struct
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[2]
-CORPUS = ROOT / "tests/fuzz/corpus/rings.zip.b64"
+from tests.fuzz.guided import corpus
+from tests.fuzz.native.targets import HERE, NATIVE, TARGETS
+
+WORK = corpus.ROOT / "build/fuzz"
 SANITIZE = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
-FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wno-unused-parameter",
-         "-Wno-missing-field-initializers", f"-I{ROOT}/native"]
+FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter",
+         "-Wno-missing-field-initializers", f"-I{HERE}", f"-I{NATIVE}"]
 MAX_LENGTH = 4096
-NEXT, WRITE, INDIRECT = 1, 2, 4
+MOST_BYTES = 65_000  # of a target's inputs, compressed
+# Longer than any input takes on a machine that others use, too.
+TIMEOUT = 25
+# Freed blocks are kept for the sanitizer to find late uses of them: an input's, not all.
+ENVIRONMENT = {**os.environ, "LD_PRELOAD": "",
+               "ASAN_OPTIONS": "abort_on_error=1:quarantine_size_mb=8"}
 
 
-def sources() -> list[str]:
-    """The target and what it drives."""
-    native = ROOT / "native"
-    found = [*sorted((native / "virtq").glob("*.c")), *sorted((native / "blk").glob("*.c")),
-             native / "uring/io.c"]
-    return [str(HERE / "rings.c"), *map(str, found)]
-
-
-def build(folder: Path, guided: bool) -> Path:
+def build(name: str, folder: Path, guided: bool) -> Path:
     """The program: libFuzzer's (clang), or one that runs the files that it is given (gcc).
 
     :raises subprocess.CalledProcessError: it does not compile.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    program = folder / ("rings-fuzzer" if guided else "rings-runner")
-    if guided:
-        command = ["clang", *FLAGS, *SANITIZE, "-fsanitize=fuzzer,address,undefined"]
-    else:
-        command = ["gcc", *FLAGS, *SANITIZE, "-fsanitize=address,undefined",
-                   str(HERE / "main.c")]
-    subprocess.run([*command, *sources(), "-o", str(program), "-lpthread"], check=True)
+    target = TARGETS[name]
+    program = folder / f"{name}-{'fuzzer' if guided else 'runner'}"
+    objects = folder / f"{name}-objects"
+    shutil.rmtree(objects, ignore_errors=True)
+    compiler = ["clang" if guided else "gcc", *FLAGS, *SANITIZE, *target.defines]
+    sanitizers = "address,undefined"
+    # Coverage of the harness leads nowhere.
+    counted = ["-fsanitize=fuzzer-no-link"] if guided else []
+    main = [] if guided else [HERE / "main.c"]
+    for sources, options in (
+            (target.led, ["-include", "harness/intercept.h", *counted]),
+            (target.plain, counted), ([*target.harness, *main], [])):
+        # A folder each: files of two may have the same name.
+        for place in sorted({source.parent for source in sources}):
+            made = objects / "-".join(place.relative_to(corpus.ROOT).parts)
+            made.mkdir(parents=True, exist_ok=True)
+            subprocess.run([*compiler, f"-fsanitize={sanitizers}", *options, "-c",
+                            *(str(source) for source in sources if source.parent == place)],
+                           cwd=made, check=True)
+    subprocess.run([compiler[0], f"-fsanitize={'fuzzer,' if guided else ''}{sanitizers}",
+                    *map(str, objects.glob("*/*.o")), "-o", str(program), "-lpthread"],
+                   check=True)
     return program
 
 
-def honest(type_: int, flags: int, more: int, indirect: bool = False, sector: int = 3,
-           size: int = 1024, payload: bytes = b"", tape: bytes = b"") -> bytes:
-    """One request of an honest driver, as an input (see rings.c for the layout)."""
-    memory = bytearray(0x800)
-    writable = not payload and type_ != 1
-    size = len(payload) or size
-    memory[0x400:0x410] = struct.pack("<IIQ", type_, 0, sector)
-    memory[0x600:0x600 + len(payload)] = payload
-    rows = [(0x400, 16, NEXT, 1), (0x600, size, NEXT | (WRITE if writable else 0), 2),
-            (0x500, 1, WRITE, 0)]
-    if size == 0:
-        rows = [(0x400, 16, NEXT, 1), (0x500, 1, WRITE, 0)]
-    table = b"".join(struct.pack("<QIHH", *row) for row in rows)
-    if indirect:
-        memory[0x300:0x300 + len(table)] = table
-        table = struct.pack("<QIHH", 0x300, len(table), INDIRECT, 0)
-    memory[:len(table)] = table
-    memory[0x100:0x108] = struct.pack("<HHHH", 0, 1, 0, 0)
-    return bytes([flags, more]) + bytes(memory) + tape
+def inputs(name: str) -> list[bytes]:
+    """Where a search begins: the honest inputs and the kept corpus."""
+    return TARGETS[name].seeds() + corpus.kept(name)
 
 
-def seeds() -> list[bytes]:
-    """Honest inputs: each request by each way that it can take."""
-    ranges = struct.pack("<QII", 8, 4, 0) + struct.pack("<QII", 40, 3, 1)
-    found = []
-    # Read from its end: base 0, one round of up to 8 requests.
-    tape = bytes(16)
-    for flags in (0, 3, 4, 8, 8 | 16, 32, 64, 64 | 32 | 8 | 16, 128, 128 | 8):
-        for more in (0, 1, 2, 4, 8, 16):
-            for type_, size, payload in ((0, 1024, b""), (1, 1024, b""), (1, 0, b"x" * 512),
-                                         (4, 0, b""), (8, 20, b""), (11, 0, ranges[:16]),
-                                         (13, 0, ranges)):
-                indirect = bool(flags & 2)
-                found.append(honest(type_, flags, more, indirect, size=size, payload=payload,
-                                    tape=tape))
-    return found
+def start(name: str, seconds: int) -> subprocess.Popen[bytes]:
+    """A search, with its log in `build/fuzz`."""
+    program = build(name, WORK, guided=True)
+    found = WORK / name
+    found.mkdir(exist_ok=True)
+    for number, data in enumerate(inputs(name)):
+        (found / f"seed-{number}").write_bytes(data)
+    with (WORK / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(
+            ["nice", "-n", "19", str(program), f"-max_total_time={seconds}",
+             f"-max_len={MAX_LENGTH}", f"-timeout={TIMEOUT}", "-print_final_stats=1",
+             f"-artifact_prefix={WORK}/{name}-", str(found)],
+            stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT)
 
 
-def kept() -> list[bytes]:
-    """The corpus of the repository."""
-    if not CORPUS.exists():
-        return []
-    with zipfile.ZipFile(io.BytesIO(base64.decodebytes(CORPUS.read_bytes()))) as archive:
-        return [archive.read(name) for name in sorted(archive.namelist())]
-
-
-def keep(folder: Path) -> None:
-    """Make the inputs in `folder` the corpus of the repository."""
-    CORPUS.parent.mkdir(exist_ok=True)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for number, path in enumerate(sorted(folder.iterdir())):
-            archive.writestr(zipfile.ZipInfo(f"{number:04}"), path.read_bytes(),
-                             zipfile.ZIP_DEFLATED, 9)
-    CORPUS.write_bytes(base64.encodebytes(packed.getvalue()))
-
-
-def fuzz(seconds: int, keeping: bool) -> int:
-    """The exit code of libFuzzer: 0 if nothing was found."""
-    work = ROOT / "build/fuzz"
-    program = build(work, guided=True)
-    corpus = work / "corpus"
-    corpus.mkdir(exist_ok=True)
-    for number, seed in enumerate(seeds() + kept()):
-        (corpus / f"seed-{number}").write_bytes(seed)
-    status = subprocess.run(
-        [str(program), f"-max_total_time={seconds}", f"-max_len={MAX_LENGTH}", "-timeout=10",
-         "-print_final_stats=1", f"-artifact_prefix={work}/", str(corpus)],
-        check=False, preexec_fn=lambda: os.nice(19)).returncode  # type: ignore[arg-type,func-returns-value]
-    if keeping and not status:
-        reduced = work / "reduced"
-        shutil.rmtree(reduced, ignore_errors=True)
-        reduced.mkdir()
-        subprocess.run([str(program), "-merge=1", f"-max_len={MAX_LENGTH}", str(reduced),
-                        str(corpus)], check=True)
-        keep(reduced)
-    return status
+def keep(name: str) -> None:
+    """What adds coverage, shorter for longer, becomes the corpus of the repository."""
+    reduced = WORK / f"{name}-reduced"
+    shutil.rmtree(reduced, ignore_errors=True)
+    reduced.mkdir()
+    subprocess.run([str(WORK / f"{name}-fuzzer"), "-merge=1", f"-max_len={MAX_LENGTH}",
+                    str(reduced), str(WORK / name)], check=True, capture_output=True,
+                   env=ENVIRONMENT)
+    corpus.keep(name, [path.read_bytes() for path in reduced.iterdir()],
+                compressed=MOST_BYTES)
 
 
 def main(arguments: list[str]) -> int:
-    """See the module's text."""
-    seconds = 60
+    """Exit code: how many targets found something."""
+    seconds, keeping = 60, "--keep" in arguments
     if "--seconds" in arguments:
-        seconds = int(arguments[arguments.index("--seconds") + 1])
-    return fuzz(seconds, "--keep" in arguments)
+        at = arguments.index("--seconds")
+        seconds = int(arguments[at + 1])
+        del arguments[at:at + 2]
+    names = [name for name in arguments if not name.startswith("--")] or list(TARGETS)
+    running = {name: start(name, seconds) for name in names}
+    failed = 0
+    for name, process in running.items():
+        status = process.wait()
+        corpus.report(name, status, WORK / f"{name}.log")
+        failed += status != 0
+        if keeping and not status:
+            keep(name)
+    return failed
 
 
 if __name__ == "__main__":
