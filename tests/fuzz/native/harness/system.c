@@ -116,16 +116,21 @@ ssize_t fuzz_write(int fd, const void *data, size_t size)
 long fuzz_syscall(long number, ...)
 {
 	va_list arguments;
-	struct iovec *iov;
-	int fd, count;
+	struct iovec one;
+	void *at;
+	long size;
+	int fd;
 
-	CHECK(number == SYS_readv);
+	CHECK(number == SYS_read || number == SYS_readv);
 	va_start(arguments, number);
 	fd = va_arg(arguments, int);
-	iov = va_arg(arguments, struct iovec *);
-	count = va_arg(arguments, int);
+	at = va_arg(arguments, void *);
+	size = va_arg(arguments, long); // or a number of vectors
 	va_end(arguments);
-	return fuzz_readv(fd, iov, count);
+	if (number == SYS_readv)
+		return fuzz_readv(fd, at, (int)size);
+	one = (struct iovec){at, (unsigned int)size};
+	return fuzz_readv(fd, &one, 1);
 }
 
 int fuzz_madvise(void *at, size_t size, int advice)
