@@ -79,6 +79,7 @@ def play_in_lab(plan: dict[str, Any], files: dict[str, Path], timeout: float) ->
         if report["failure"] is not None:
             lab.require_health()
             return report
+        lab.require_no_triple_fault()  # else it looks like an end of the guest's own
         report["files"] = {name: (lab.share / name).read_bytes() for name in files}
         report["log"] = output
         return report

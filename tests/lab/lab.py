@@ -164,14 +164,15 @@ class Lab:
 
         :raises LabHang: one doesn't.
         """
-        self._require_no_triple_fault()
+        self.require_no_triple_fault()
         answer = self.run("for cpu in $(seq 0 $(($(nproc) - 1))); do taskset -c $cpu true; done",
                           HEALTH_LIMIT)
         if answer.code:
             raise LabHang(f"a processor of the lab runs nothing any more: {answer}; "
                           f"{self._last_words()}")
 
-    def _require_no_triple_fault(self) -> None:
+    def require_no_triple_fault(self) -> None:
+        """:raises LabHang: a guest met one, which `require_health` explains."""
         answer = self.run("mountpoint -q /sys/kernel/tracing || "
                           "mount -t tracefs tracefs /sys/kernel/tracing; "
                           "cat /sys/kernel/tracing/trace; grep ' __svm_vcpu_run' /proc/kallsyms",

@@ -44,6 +44,14 @@ class GuestMemory:
         assert self._next <= self.size, "guest memory exhausted"
         return address
 
+    def mark(self) -> int:
+        """For `rewind`."""
+        return self._next
+
+    def rewind(self, mark: int) -> None:
+        """Whatever was allocated since `mark` is nobody's any more."""
+        self._next = mark
+
     def read(self, address: int, size: int) -> bytes:
         at = address - self.base
         return self.map[at:at + size]

@@ -37,6 +37,12 @@ def vms() -> int:
                for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}"))
 
 
+def leaves(hypervisor: KvmHypervisor) -> list[tuple[int, int, int]]:
+    """What KVM supports, by function, index and EAX: some registers hold the APIC id of the
+    processor that asks."""
+    return [row[:2] + row[3:4] for row in hypervisor.supported_cpuid()]
+
+
 def test_it_runs_a_guest() -> None:
     require("kvm")
     guest = TinyGuest(asm.mov_eax(7), asm.mov_edx(0x600), asm.OUT_EAX, asm.RESET_PULSE,
@@ -47,7 +53,7 @@ def test_it_runs_a_guest() -> None:
         guest.vm.wait()  # again: nothing to wait for
         guest.vm.reset()  # what it was created with is known
         other = KvmHypervisor()
-        assert guest.hypervisor.supported_cpuid() == other.supported_cpuid()
+        assert leaves(guest.hypervisor) == leaves(other)
         other.close()
     finally:
         guest.close()

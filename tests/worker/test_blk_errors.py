@@ -184,9 +184,11 @@ def test_a_busy_queue_sees_by_itself_that_the_image_shrank(image: Path, aio: str
     slot = Slot(image, aio=aio)
     os.truncate(image, SIZE // 2)
     deadline = time.monotonic() + 5
+    mark = slot.memory.mark()
     # The first write may still make it longer again; within 100 ms of work it is noticed.
     while slot.request(OUT, 100, b"x" * 512).status != OK or time.monotonic() < deadline - 4.8:
         assert time.monotonic() < deadline
+        slot.memory.rewind(mark)  # thousands of requests a second
     assert slot.request(OUT, 1500, b"x" * 512).status == IOERR
     assert os.stat(image).st_size == SIZE // 2
     slot.close()

@@ -6,9 +6,9 @@ comes over the control channel with the order "serve".
 
 from __future__ import annotations
 
+import _stat as stat
 import posix as os
 import select
-import stat
 
 from shared.errors import StratovirtError
 from shared.vhost_user.backend import Backend
