@@ -167,7 +167,7 @@ class GuestRing:
         while len(result) < count:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{len(result)} of {count} chains used after {limit} s")
-            select.select([self.call_fd], [], [], 0.005)
+            readable(self.call_fd, 0.005)
             result += self.take_used()
         return result
 
@@ -180,7 +180,7 @@ class GuestRing:
 
     def wait_error(self, limit: float = 5.0) -> bool:
         """Whether the device reports the ring as broken in time."""
-        return bool(select.select([self.err_fd], [], [], limit)[0])
+        return readable(self.err_fd, limit)
 
     def close(self) -> None:
         for fd in (self.kick_fd, self.call_fd, self.err_fd):
@@ -224,3 +224,10 @@ class BlkRequest:
 def ranges(*entries: tuple[int, int, int]) -> bytes:
     """The payload of DISCARD and WRITE_ZEROES: (sector, sectors, flags) each."""
     return b"".join(struct.pack("<QII", *entry) for entry in entries)
+
+
+def readable(fd: int, limit: float) -> bool:
+    """Wait up to `limit` seconds. Not by select(), which knows no descriptor above 1023."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(limit * 1000))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import threading
 import time
@@ -15,7 +14,7 @@ from shared.vhost_user import messages as m
 from shared.vhost_user.errors import VhostUserError
 from shared.vhost_user.frontend import BackendChannel, Frontend
 from tests.support.blk_worker import USER_BASE
-from tests.support.guest_ring import BlkRequest, GuestMemory, GuestRing
+from tests.support.guest_ring import BlkRequest, GuestMemory, GuestRing, readable
 from workers.blk.service import Service
 from workers.nursery import Reporter
 
@@ -68,7 +67,7 @@ class Slot:
     def report(self, deadline: float) -> Message:
         """The worker's next message."""
         left = max(0.0, deadline - time.monotonic())
-        assert select.select([self.control], [], [], left)[0], "the worker reports nothing"
+        assert readable(self.control.fileno(), left), "the worker reports nothing"
         return self.control.recv()[0]
 
     def watch_config(self) -> threading.Event:
