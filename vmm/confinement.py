@@ -5,6 +5,7 @@
     helper   those that the main thread starts: the same, inherited
     vCPU     no capability at all; an allow-list of system calls, most of which the handlers of
              exits need (native/core/confine.c); confined before the first guest instruction
+    memory   what makes huge pages: no capability either, and what is done with mapped memory
 
 A nursery that has to be started again is started by the keeper (vmm/worker/keeper.py).
 """
@@ -31,12 +32,16 @@ CAP_IPC_LOCK = 14      # guest memory that a device reaches by itself
 KEEP = (CAP_DAC_OVERRIDE, CAP_KILL, CAP_NET_ADMIN, CAP_IPC_LOCK)
 
 
+def thread_stages(sandbox: SandboxConfig) -> tuple[bool, bool]:
+    """Whether threads give up capabilities, and system calls."""
+    return "capabilities" not in sandbox.off_stages, "seccomp" not in sandbox.off_stages
+
+
 def vcpu_confinement(sandbox: SandboxConfig) -> Callable[[], None]:
     """What confines a vCPU's thread, to be called on it."""
     from native._core import lib
 
-    capabilities = "capabilities" not in sandbox.off_stages
-    calls = "seccomp" not in sandbox.off_stages
+    capabilities, calls = thread_stages(sandbox)
 
     def confine() -> None:
         error = lib.sv_vcpu_confine(capabilities, calls)

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 GAP_START = 0xC0000000  # RAM ends here at the latest, for MMIO below 4 GiB
 GAP_END = 1 << 32  # and goes on here
 BASE_PAGE = 4096
+HUGE_PAGE_BITS = 21
+HUGE_PAGE = 1 << HUGE_PAGE_BITS
 MAX_THREADS = 16
+# A guest that uses less keeps small pages: rounded up to huge ones it would cost the host more
+# than it gains. A kernel of an ordinary Linux alone is larger.
+HUGE_PAGES_FROM = 16 << 20
 
 
 class GuestMemory:
@@ -41,6 +46,9 @@ class GuestMemory:
         self.size = config.size
         self.fd = -1
         self._mapping = ffi.new("struct sv_mapping *")
+        self._huge = ffi.NULL  # struct sv_huge
+        self._is_held = False
+        self._is_memfd = config.path is None
         self._created = ""  # a file that we made and that must go if something fails
         try:
             self.fd = (self._open_file(config.path) if config.path
@@ -148,6 +156,39 @@ class GuestMemory:
             raise ConfigError(f"-mem-prealloc: cannot allocate {self.size} bytes of guest RAM: "
                               f"{reason}", "ask for less with -m or free some memory")
 
+    # ---- huge pages --------------------------------------------------------------------------
+
+    def start_huge_pages(self, kernel_end: int, capabilities: bool, calls: bool) -> None:
+        """From now on RAM is in huge pages where the guest uses it (native/core/huge.c).
+
+        :param kernel_end: first guest-physical address behind the kernel.
+        :param capabilities: whether the thread drops them; calls: whether it limits its calls.
+        """
+        if not self._is_memfd or self.page_size > BASE_PAGE or self._huge:
+            return  # who names a file has chosen its pages
+        # Linux lays its tables of pages from the end of RAM downwards, 1/64 of its size, and what
+        # it boots from; then it takes memory upwards, in the highest zone that is not all used.
+        behind = kernel_end if len(self.regions) == 1 else self.regions[0].size
+        ahead = [(max(0, self.size - 1), 8 + (self.size >> 6 + HUGE_PAGE_BITS), True),
+                 (behind + HUGE_PAGE - 1 & -HUGE_PAGE, 16, False)]
+        out = ffi.new("struct sv_huge **")
+        if lib.sv_huge_start(self.fd, self._mapping, HUGE_PAGES_FROM,
+                             ffi.new("struct sv_ahead[]", ahead), len(ahead), capabilities,
+                             calls, out) == 0:  # else the guest has small pages, as on older hosts
+            self._huge = out[0]
+            self.hold_huge_pages(self._is_held)
+
+    def hold_huge_pages(self, held: bool) -> None:
+        """Whether small pages stay small for now: a huge one takes back what a balloon gave."""
+        self._is_held = held
+        if self._huge:
+            lib.sv_huge_hold(self._huge, held)
+
+    @property
+    def huge_pages(self) -> int:
+        """How many were made since the guest runs."""
+        return int(lib.sv_huge_made(self._huge)) if self._huge else 0
+
     def _undo(self) -> None:
         self.close()
         if self._created:
@@ -202,6 +243,8 @@ class GuestMemory:
 
     def close(self) -> None:
         """Unmap and close; nothing may use `host_address` results any more."""
+        lib.sv_huge_stop(self._huge)
+        self._huge = ffi.NULL
         lib.sv_memory_unmap(self._mapping)
         if self.fd >= 0:
             os.close(self.fd)

@@ -1,5 +1,6 @@
-// What a vCPU's thread may do: its own filter, made from a table in a few microseconds, as it
-// is needed before the first guest instruction (libseccomp would cost a millisecond).
+// What a vCPU's thread, and that of huge pages, may do: filters of their own, made from a table
+// in a few microseconds, as the first is needed before the first guest instruction (libseccomp
+// would cost a millisecond).
 #include "core/core.h"
 
 #include <errno.h>
@@ -38,7 +39,7 @@ struct rule {
 	unsigned int value;
 };
 
-static const struct rule allowed[] = {
+static const struct rule vcpu_calls[] = {
 	// The guest, its clock, its interrupts; the most frequent first.
 	{SYS_ioctl, 1, 0xFF00, KVMIO << 8},       // KVM_RUN, KVM_IRQ_LINE, registers, irqfds
 	{SYS_futex, ANY},                         // the GIL, locks
@@ -114,8 +115,23 @@ static const struct rule allowed[] = {
 	{SYS_exit_group, ANY},                    // a defect of ours ends the process
 };
 
-#define COUNT (sizeof(allowed) / sizeof(*allowed))
-#define MAX_CODE (COUNT * 6 + 12)
+// huge.c: nothing but memory that is mapped already.
+static const struct rule huge_calls[] = {
+	{SYS_futex, ANY},                         // its waits
+	{SYS_clock_gettime, ANY},                 // where a clock can be read by a call only
+	{SYS_restart_syscall, ANY},               // a wait that a stop signal interrupted
+	{SYS_fstat, ANY},                         // how much RAM is there
+	{SYS_newfstatat, ANY},                    // the same, as newer C libraries ask
+	{SYS_lseek, ANY},                         // where
+	{SYS_madvise, ANY},                       // make it huge; its stack is given back
+	{SYS_rt_sigprocmask, ANY},                // its end
+	{SYS_munmap, ANY},                        // the same
+	{SYS_exit, ANY},                          // the same
+	{SYS_exit_group, ANY},                    // a defect of ours ends the process
+};
+
+#define COUNT(rules) (sizeof(rules) / sizeof(*(rules)))
+#define MAX_CODE (COUNT(vcpu_calls) * 6 + 12)
 
 struct code {
 	struct sock_filter list[MAX_CODE];
@@ -133,7 +149,7 @@ static void load(struct code *code, size_t offset)
 	put(code, BPF_LD | BPF_W | BPF_ABS, (unsigned int)offset, 0, 0);
 }
 
-static void make_code(struct code *code)
+static void make_code(struct code *code, const struct rule *rules, size_t count)
 {
 	const unsigned int equal = BPF_JMP | BPF_JEQ | BPF_K;
 
@@ -149,8 +165,8 @@ static void make_code(struct code *code)
 	// Its flags lie in memory, where they can't be checked: the C library then calls clone.
 	put(code, equal, SYS_clone3, 0, 1);
 	put(code, BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS, 0, 0);
-	for (size_t i = 0; i < COUNT; i++) {
-		const struct rule *rule = &allowed[i];
+	for (size_t i = 0; i < count; i++) {
+		const struct rule *rule = &rules[i];
 
 		if (!rule->mask) {
 			put(code, equal, rule->call, 0, 1);
@@ -177,7 +193,7 @@ static int drop_capabilities(void)
 	return syscall(SYS_capset, &header, none) < 0 ? -errno : 0;
 }
 
-int sv_vcpu_confine(bool capabilities, bool calls)
+static int confine(bool capabilities, bool calls, const struct rule *rules, size_t count)
 {
 	struct code code;
 	struct sock_fprog program = {.filter = code.list};
@@ -192,7 +208,17 @@ int sv_vcpu_confine(bool capabilities, bool calls)
 	}
 	if (!calls)
 		return 0;
-	make_code(&code);
+	make_code(&code, rules, count);
 	program.len = code.length;
 	return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) < 0 ? -errno : 0;
+}
+
+int sv_vcpu_confine(bool capabilities, bool calls)
+{
+	return confine(capabilities, calls, vcpu_calls, COUNT(vcpu_calls));
+}
+
+int sv_huge_confine(bool capabilities, bool calls)
+{
+	return confine(capabilities, calls, huge_calls, COUNT(huge_calls));
 }

@@ -110,6 +110,8 @@ void sv_vcpu_unbind(struct sv_vcpu *vcpu);
 // Confine the calling thread, a vCPU's, for good: no new privileges, no `capabilities`, only the
 // system `calls` that confine.c lists (EPERM for others), if asked for.
 int sv_vcpu_confine(bool capabilities, bool calls);
+// The same for the thread of huge.c, which needs much less.
+int sv_huge_confine(bool capabilities, bool calls);
 // Run until an exit that C can't serve or a kick; returns SV_EXIT_*.
 int sv_vcpu_run(struct sv_vcpu *vcpu);
 // Finish the access of the last exit without running the guest: SV_EXIT_KICKED when done, else
@@ -173,6 +175,37 @@ struct sv_mapping {
 int sv_memory_map(int fd, uint64_t size, uint64_t page_size, int dump, struct sv_mapping *mapping);
 void sv_memory_unmap(struct sv_mapping *mapping);
 int sv_memory_populate(struct sv_mapping *mapping, uint64_t page_size, uint32_t threads);
+
+// ---- huge.c -------------------------------------------------------------------------------------
+
+// Whether the host's administrator wants huge pages at all.
+bool sv_huge_is_wanted(void);
+// Huge pages for [start, end) of shared memory, whose ends are multiples of theirs, whatever the
+// host's shmem_enabled says (it is about those that nobody asked for). MADV_COLLAPSE takes an
+// extent without a single page for a hole, and Linux 6.1 stops at one that nobody has mapped: so
+// each gets one page first, by a call that can fail where a touch would kill.
+bool sv_huge_collapse(uint64_t start, uint64_t end);
+
+// Where the guest will soon use RAM: `count` huge pages from the one at `offset` on, upwards or
+// downwards.
+#define SV_MAX_AHEAD 4
+struct sv_ahead {
+	uint64_t offset; // in the memfd
+	uint32_t count;
+	bool down;
+};
+// From now on have RAM, a memfd of base pages, in huge pages where the guest uses it, or soon
+// will, once it uses `least` bytes. The thread confines itself as sv_vcpu_confine() says.
+struct sv_huge;
+int sv_huge_start(int fd, const struct sv_mapping *mapping, uint64_t least,
+		  const struct sv_ahead *ahead, uint32_t ahead_count, bool capabilities, bool calls,
+		  struct sv_huge **huge);
+// While held nothing becomes huge. Any thread; does not wait for the one that is being made.
+void sv_huge_hold(struct sv_huge *huge, bool held);
+// How many were made.
+uint64_t sv_huge_made(struct sv_huge *huge);
+// End the thread and free it; before RAM is unmapped. NULL is none.
+void sv_huge_stop(struct sv_huge *huge);
 
 // ---- load.c -------------------------------------------------------------------------------------
 

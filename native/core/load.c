@@ -9,10 +9,6 @@
 #include <sys/sendfile.h>
 #include <unistd.h>
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25 // Linux 6.1
-#endif
-
 #define PART SV_HUGE_PAGE
 
 struct job {
@@ -33,21 +29,9 @@ struct sv_load {
 	struct job jobs[];
 };
 
-// Huge pages for [start, end): to allocate shared memory page by page takes longer than to copy
-// the kernel there. The host's shmem_enabled is about huge pages that nobody asked for;
-// MADV_COLLAPSE asks. It takes an extent without a single page for a hole, so each gets one
-// first, by a call that can fail where a touch would kill.
-static bool collapse(struct sv_load *load, uint64_t start, uint64_t end)
-{
-	for (uint64_t at = start; at < end; at += SV_HUGE_PAGE)
-		if (fallocate(load->memory_fd, FALLOC_FL_KEEP_SIZE,
-			      (off_t)(at - load->mapping.address), 4096) < 0)
-			return false;
-	return madvise((void *)start, end - start, MADV_COLLAPSE) == 0;
-}
-
-// What lies around the pieces from `first` on, as far as they follow each other: one call waits
-// for the other processors once. Returns the number of the next piece.
+// Huge pages for the pieces from `first` on, as far as they follow each other: to allocate shared
+// memory page by page takes longer than to copy the kernel there. One call for all of them, for it
+// waits for the other processors once. Returns the number of the next piece.
 static uint32_t make_huge(struct sv_load *load, uint32_t first)
 {
 	uint64_t limit = (load->mapping.address + load->mapping.size) & -SV_HUGE_PAGE;
@@ -66,7 +50,7 @@ static uint32_t make_huge(struct sv_load *load, uint32_t first)
 	if (end > limit)
 		end = limit;
 	if (load->page_size == 4096 && total >= SV_HUGE_PAGE / 2 && start < end &&
-	    collapse(load, start, end))
+	    sv_huge_collapse(start, end))
 		for (uint32_t at = first; at < next; at++)
 			load->jobs[at].huge = true;
 	return next;

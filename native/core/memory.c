@@ -92,18 +92,22 @@ void sv_memory_unmap(struct sv_mapping *mapping)
 
 struct populate {
 	uint64_t address, end, page_size;
+	bool huge; // it is worth trying
 	_Atomic uint64_t next;
 	_Atomic int error;
 };
 
-static int populate_chunk(uint64_t address, uint64_t length, uint64_t page_size)
+static int populate_chunk(const struct populate *job, uint64_t address, uint64_t length)
 {
+	// Whatever can't be huge, at the end or where the host has no more, gets small pages.
+	if (job->huge)
+		sv_huge_collapse(address, address + (length & -SV_HUGE_PAGE));
 	if (madvise((void *)address, length, MADV_POPULATE_WRITE) == 0)
 		return 0;
 	if (errno != EINVAL)
 		return -errno;
 	// Linux before 5.14: touch every page without changing it.
-	for (uint64_t at = address; at < address + length; at += page_size)
+	for (uint64_t at = address; at < address + length; at += job->page_size)
 		__atomic_fetch_or((uint8_t *)at, 0, __ATOMIC_RELAXED);
 	return 0;
 }
@@ -118,8 +122,7 @@ static void *populate_thread(void *argument)
 
 		if (at >= job->end)
 			break;
-		ret = populate_chunk(at, job->end - at < CHUNK ? job->end - at : CHUNK,
-				     job->page_size);
+		ret = populate_chunk(job, at, job->end - at < CHUNK ? job->end - at : CHUNK);
 		if (ret)
 			atomic_store(&job->error, ret);
 	}
@@ -131,6 +134,7 @@ int sv_memory_populate(struct sv_mapping *mapping, uint64_t page_size, uint32_t 
 	struct populate job = {
 		.end = mapping->address + mapping->size,
 		.page_size = page_size,
+		.huge = page_size == 4096 && sv_huge_is_wanted(),
 		.next = mapping->address,
 	};
 	pthread_t started[64];

@@ -74,6 +74,22 @@ int sv_memory_map(int fd, uint64_t size, uint64_t page_size, int dump, struct sv
 void sv_memory_unmap(struct sv_mapping *mapping);
 int sv_memory_populate(struct sv_mapping *mapping, uint64_t page_size, uint32_t threads);
 
+// huge.c
+struct sv_huge;
+bool sv_huge_is_wanted(void);
+bool sv_huge_collapse(uint64_t start, uint64_t end);
+#define SV_MAX_AHEAD ...
+struct sv_ahead {
+	uint64_t offset;
+	uint32_t count;
+	bool down;
+};
+int sv_huge_start(int fd, const struct sv_mapping *mapping, uint64_t least, const struct sv_ahead *ahead, uint32_t ahead_count, bool capabilities, bool calls, struct sv_huge **huge);
+void sv_huge_hold(struct sv_huge *huge, bool held);
+uint64_t sv_huge_made(struct sv_huge *huge);
+void sv_huge_stop(struct sv_huge *huge);
+int sv_huge_confine(bool capabilities, bool calls);
+
 // load.c
 struct sv_load;
 struct sv_piece {

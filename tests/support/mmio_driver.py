@@ -21,11 +21,15 @@ class FakeGuestMemory:
         self.ram = ram
         self.fd = ram.fd
         self.regions = [ring_region(ram)]
+        self.holds: list[bool] = []  # what hold_huge_pages was told
 
     def host_address(self, gpa: int, size: int) -> int:
         if not self.ram.base <= gpa <= gpa + size <= self.ram.base + self.ram.size:
             raise MemoryAccessError(f"{gpa:#x} is outside RAM")
         return USER_BASE + gpa
+
+    def hold_huge_pages(self, held: bool) -> None:
+        self.holds.append(held)
 
     def read(self, gpa: int, size: int) -> bytes:
         self.host_address(gpa, size)

@@ -105,6 +105,7 @@ class VirtioBalloon(VhostUserDevice):
         memory = self._memory.size
         wanted = (memory >> balloon.PAGE_BITS) - (min(size, memory) >> balloon.PAGE_BITS)
         self._num_pages = min(wanted, _MOST_PAGES)
+        self._hold_huge_pages()
         self.on_config_change()
 
     @property
@@ -151,9 +152,13 @@ class VirtioBalloon(VhostUserDevice):
         if pages == self._actual:
             return
         self._actual = pages
+        self._hold_huge_pages()
         if not self._change_pending:
             self._change_pending = True
             self._loop.call_soon(self._begin_interval)
+
+    def _hold_huge_pages(self) -> None:
+        self._memory.hold_huge_pages(self._num_pages > 0 or self._actual > 0)
 
     def _begin_interval(self) -> None:
         self._loop.call_later(CHANGE_INTERVAL, self._changed)

@@ -74,6 +74,8 @@ class Machine:
         self.slots: list[Slot] = []  # of virtio devices, empty ones included
         self.chardevs: dict[str, Chardev] = {}
         self.nursery: Nursery | None = None
+        self.kernel_end = 0  # first guest-physical address behind it
+        self.thread_stages = (True, True)  # see vmm/confinement.py
         self.reload: Callable[[], None]  # kernel, tables and vCPU registers as at power-on
 
     def family(self, name: str) -> Family:
@@ -92,6 +94,7 @@ class Machine:
         """Let the vCPUs enter the guest for the first time."""
         for vcpu in self.vcpus:
             vcpu.start()
+        self.memory.start_huge_pages(self.kernel_end, *self.thread_stages)
 
     def pause_vcpus(self, deadline: float) -> None:
         """Kick every vCPU out of the guest and keep it out.

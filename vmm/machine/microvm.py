@@ -17,7 +17,7 @@ from vmm.block.family import BlockFamily, open_drive
 from vmm.boot.loading import Loading
 from vmm.bus.address_space import AddressSpace
 from vmm.chardev import create_chardev
-from vmm.confinement import vcpu_confinement
+from vmm.confinement import thread_stages, vcpu_confinement
 from vmm.devices.ged import GenericEventDevice
 from vmm.devices.serial import Serial
 from vmm.errors import ConfigError
@@ -57,6 +57,7 @@ class MicroVmBuilder:
         self.machine.nursery = nursery
         self.machine.memory = groundwork.memory
         self.machine.vm = groundwork.vm
+        self.machine.thread_stages = thread_stages(config.sandbox)
         self.mmio = AddressSpace()
         self.ports = AddressSpace()
 
@@ -78,6 +79,7 @@ class MicroVmBuilder:
         loading = self.groundwork.loading
         self._make_vcpus(setup.write_tables(machine.memory, self.config, loading, self._slots()))
         loading.wait()
+        machine.kernel_end = loading.kernel.end
         machine.reload = self._reload
         return machine
 

@@ -248,3 +248,18 @@ def test_a_pause_changes_nothing(rig: Rig) -> None:
     rig.device.set_target(SIZE // 4)  # `balloon` while the VM is paused
     rig.device.resume()
     assert rig.field(NUM_PAGES) == PAGES * 3 // 4 and rig.field(ACTUAL) == 5
+
+
+def test_huge_pages_are_held_while_the_guest_gives_or_has_given(rig: Rig) -> None:
+    """A huge page would take back what it gave."""
+    rig.device.set_target(SIZE - 4096)
+    assert rig.memory.holds[-1]
+    rig.write(1)
+    rig.device.set_target(SIZE)
+    assert rig.memory.holds[-1], "it has not taken it back yet"
+    rig.write(0)
+    assert not rig.memory.holds[-1]
+    rig.write(1)
+    assert rig.memory.holds[-1]
+    rig.device.reset()
+    assert not rig.memory.holds[-1]
