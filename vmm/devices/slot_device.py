@@ -10,6 +10,10 @@ class SlotDevice(VhostUserDevice):
 
     has_null = True
 
+    def kick_fds(self) -> list[int]:
+        """What the driver kicks, of each queue that it started."""
+        return [queue.kick_fd for queue in self._queues]
+
     def show_empty(self) -> None:
         """Nobody is here: the config space says so from now on."""
         raise NotImplementedError

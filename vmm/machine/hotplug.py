@@ -13,6 +13,7 @@ import time
 from shared import log
 from shared.errors import StratovirtError
 from vmm.errors import BackendError, ConfigError, DeviceError, StateError
+from vmm.event_loop import READ
 from vmm.machine.machine import Device
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
@@ -54,6 +55,7 @@ class Hotplug:
         self._machine = machine
         self._null = null
         self._queue: list[tuple[Callable[[Done], None], Done]] = []
+        self._awaited: dict[int, list[int]] = {}  # what is watched of each empty slot
 
     # ---- one at a time ---------------------------------------------------------------------
 
@@ -205,6 +207,7 @@ class Hotplug:
                     error = DeviceError(f"{error}; its worker ended: {worker.reason}")
                 failed(error, worker)
                 return
+            self._forget_kicks(slot)
             self._null.release(slot.vhost)
             device.worker = worker
             slot.occupant = device
@@ -395,8 +398,28 @@ class Hotplug:
         # rings, once the I/O of the last one has ended.
         if slot.occupant is not None and self._vm.supervisor.brings_worker(slot.occupant):
             done(None)
+        elif slot.occupant is None and slot.family is not None:
+            self._await_kick(slot)
+            done(None)
         else:
             self._back_to_null(slot.answered, done)
+
+    def _await_kick(self, slot: Slot) -> None:
+        """Have the null back end serve an empty slot from its driver's first kick on: a driver
+        starts what it finds, and then seldom asks a disk without sectors, a NIC without link."""
+        self._forget_kicks(slot)  # of other queues, perhaps: the driver may have started it anew
+        self._awaited[slot.number] = slot.vhost.kick_fds()
+        for fd in self._awaited[slot.number]:
+            self._vm.loop.add(fd, READ, lambda _: self._kicked(slot))
+
+    def _kicked(self, slot: Slot) -> None:
+        # The kick stays where it is, for who will serve it.
+        self._forget_kicks(slot)
+        self.take_turn(lambda finish: self._back_to_null(slot.answered, finish), _log_failure)
+
+    def _forget_kicks(self, slot: Slot) -> None:
+        for fd in self._awaited.pop(slot.number, ()):
+            self._vm.loop.remove(fd)
 
     def give_up(self, device: Device, done: Done) -> None:
         """In its turn: nobody but the null back end serves this device from now on."""

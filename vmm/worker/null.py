@@ -1,4 +1,4 @@
-"""The core's side of the null back end: one worker, made when a driver starts an empty slot."""
+"""The core's side of the null back end: one worker, made when a driver first asks an empty slot."""
 
 from __future__ import annotations
 

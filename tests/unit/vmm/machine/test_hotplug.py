@@ -104,6 +104,7 @@ class Stuck:
                                       reason="")
         self.kind = SimpleNamespace(open=self.open, discard=lambda fd: None)
         self.device = SimpleNamespace(
+            kick_fds=lambda: [7, 8],
             lost=lambda text: self.calls.append("lost"), is_in_use=lambda: True,
             is_without_backend=lambda: True, rename=lambda name: None,
             show_empty=lambda: self.calls.append("empty"), on_config_change=lambda: None)
@@ -121,8 +122,14 @@ class Stuck:
                 emit=lambda name, data: self.calls.append(name)),
             nursery=lambda: SimpleNamespace(pages=SimpleNamespace(drop=lambda name: None)),
             supervisor=SimpleNamespace(watch=lambda device: self.calls.append("watch")))
+        self.watched: dict[int, Callable[[int], None]] = {}
+        self.vm.loop = SimpleNamespace(add=self.watch, remove=self.watched.pop)
         null = SimpleNamespace(attach=self.attach)
         self.hotplug = Hotplug(self.vm, self.machine, null)  # type: ignore[arg-type]
+
+    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        assert fd not in self.watched
+        self.watched[fd] = handler
 
     def open(self, drained: bool, limit: float) -> int:
         self.calls.append("wait")
@@ -170,10 +177,21 @@ def test_a_disk_whose_worker_comes_back_gets_no_null_back_end(brings: bool,
     stuck = Stuck(ends=True)
     stuck.vm.supervisor.brings_worker = lambda device: brings
     stuck.hotplug.needed(cast("Slot", stuck.slot))
-    assert stuck.calls == calls
+    assert stuck.calls == calls and not stuck.watched
+
+
+def test_an_empty_slot_gets_the_null_back_end_when_its_driver_kicks() -> None:
+    stuck = Stuck(ends=True)
     stuck.slot.occupant = None
+    for _ in range(2):  # the driver resets and starts it again, or `cont` comes
+        stuck.hotplug.needed(cast("Slot", stuck.slot))
+        assert stuck.calls == [] and sorted(stuck.watched) == [7, 8]
+    stuck.watched[8](1)
+    assert stuck.calls == ["null"] and not stuck.watched
     stuck.hotplug.needed(cast("Slot", stuck.slot))
-    assert stuck.calls == [*calls, "null"]
+    stuck.device.is_in_use = lambda: False  # the driver reset it, and kicks all the same
+    stuck.watched[7](1)
+    assert stuck.calls == ["null"] and not stuck.watched
 
 
 def test_no_null_worker_leaves_the_disk_where_it_was() -> None:
