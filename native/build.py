@@ -6,7 +6,7 @@ Each module has its cffi declarations in `native/decl/NAME.h`, one public C head
 `native/NAME/NAME.h`, and its sources in the folders that the table below names.  Modules are
 split by who may link them: a worker can't even link KVM code.
 
-    _core       vmm/ only: KVM run loop, UART, guest memory
+    _core       vmm/ only: KVM run loop, UART, virtio registers, guest memory
     _dataplane  workers: virtqueues, io_uring, block requests
     _net        the net worker: frames between virtqueues and a tap
     _devices    workers of small devices: one thread for all virtqueues of a device

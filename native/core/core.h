@@ -14,6 +14,7 @@
 #include <sys/types.h>
 
 #include "core/uart.h"
+#include "core/virtio.h"
 
 // Why sv_vcpu_run() came back; the same numbers as EXIT_* in vmm/hypervisor/interface.py.
 #define SV_EXIT_IO_READ 1
@@ -33,14 +34,8 @@
 #define SV_SLEEP_TYPE_S5 5
 #define SV_RESET_VALUE 1
 #define SV_POWER_REGISTERS 3
-#define SV_MAX_STATUS 64
-
-// InterruptStatus of one virtio-mmio device (virtio 1.2, 4.2.2).
-struct sv_status {
-	uint64_t base;
-	_Atomic uint32_t bits;
-	_Atomic uint32_t live;
-};
+// A power of two, so that neighbours never share a place in the table.
+#define SV_MAX_VIRTIO 64
 
 struct sv_machine;
 
@@ -49,15 +44,10 @@ void sv_machine_destroy(struct sv_machine *machine);
 // Serve the UART at `port`, which must outlive the machine. Before the first vCPU runs.
 int sv_machine_add_uart(struct sv_machine *machine, uint16_t port, struct sv_uart *uart);
 int sv_machine_add_power(struct sv_machine *machine, uint64_t base);
-// Any time; `status` lives as long as the machine.
-int sv_machine_add_status(struct sv_machine *machine, uint64_t base, struct sv_status **status);
+// Serve the virtio-mmio slot at `base`; any time. The machine takes a reference of its own.
+int sv_machine_add_virtio(struct sv_machine *machine, uint64_t base, struct sv_virtio *device);
 // Let Python serve ports that C would answer as absent.
 int sv_machine_forward_ports(struct sv_machine *machine, uint32_t port, uint32_t count);
-
-void sv_status_set_live(struct sv_status *status, int live);
-void sv_status_raise(struct sv_status *status, uint32_t bits);
-void sv_status_clear(struct sv_status *status);
-uint32_t sv_status_read(struct sv_status *status);
 
 // Result of the two below: an SV_EXIT_* that ends the run, or one of these.
 #define SV_SERVED 0

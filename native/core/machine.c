@@ -1,4 +1,4 @@
-// What every vCPU answers in C: UART, virtio-mmio interrupt words, power registers, absent ports.
+// What every vCPU answers in C: UART, virtio-mmio slots, power registers, absent ports.
 #include "core/core.h"
 
 #include <errno.h>
@@ -12,20 +12,22 @@
 #define PORT_RTC_DATA 0x71
 #define RESET_PULSE 0xfe
 
-#define VIRTIO_INTERRUPT_STATUS 0x60
-#define VIRTIO_INTERRUPT_ACK 0x64
-
 #define SLEEP_ENABLE 0x20
+
+// A slot's place follows from its address: those of a machine lie side by side.
+struct slot {
+	uint64_t base;
+	struct sv_virtio *_Atomic device; // NULL: there is none
+};
 
 struct sv_machine {
 	struct sv_uart *uart;
 	uint16_t uart_port;
 	bool has_power;
 	uint64_t power_base;
-	pthread_mutex_t lock; // writers of status
+	pthread_mutex_t lock; // who adds slots
 	_Atomic uint8_t rtc_index;
-	_Atomic uint32_t status_count;
-	struct sv_status status[SV_MAX_STATUS];
+	struct slot slots[SV_MAX_VIRTIO];
 	uint8_t absent[65536 / 8]; // ports that read all ones and ignore writes
 };
 
@@ -68,6 +70,8 @@ void sv_machine_destroy(struct sv_machine *machine)
 {
 	if (!machine)
 		return;
+	for (uint32_t i = 0; i < SV_MAX_VIRTIO; i++)
+		sv_virtio_put(machine->slots[i].device);
 	pthread_mutex_destroy(&machine->lock);
 	free(machine);
 }
@@ -92,24 +96,26 @@ int sv_machine_add_power(struct sv_machine *machine, uint64_t base)
 	return 0;
 }
 
-int sv_machine_add_status(struct sv_machine *machine, uint64_t base, struct sv_status **status)
+static struct slot *place_of(struct sv_machine *machine, uint64_t base)
 {
-	int ret = 0;
-	uint32_t count;
+	return &machine->slots[base / SV_VIRTIO_MMIO_SIZE % SV_MAX_VIRTIO];
+}
 
+int sv_machine_add_virtio(struct sv_machine *machine, uint64_t base, struct sv_virtio *device)
+{
+	struct slot *slot = place_of(machine, base);
+	int ret = 0;
+
+	if (base % SV_VIRTIO_MMIO_SIZE)
+		return -EINVAL;
 	pthread_mutex_lock(&machine->lock);
-	count = atomic_load(&machine->status_count);
-	for (uint32_t i = 0; i < count; i++) {
-		if (machine->status[i].base == base)
-			ret = -EEXIST;
-	}
-	if (!ret && count == SV_MAX_STATUS)
-		ret = -ENOSPC;
-	if (!ret) {
-		*status = &machine->status[count];
-		(*status)->base = base;
-		// The vCPUs read the count first: they see the base with it.
-		atomic_store(&machine->status_count, count + 1);
+	if (atomic_load(&slot->device)) {
+		ret = slot->base == base ? -EEXIST : -ENOSPC;
+	} else {
+		sv_virtio_get(device);
+		slot->base = base;
+		// The vCPUs read the device first: they see the base with it.
+		atomic_store_explicit(&slot->device, device, memory_order_release);
 	}
 	pthread_mutex_unlock(&machine->lock);
 	return ret;
@@ -121,27 +127,6 @@ int sv_machine_forward_ports(struct sv_machine *machine, uint32_t port, uint32_t
 		return -EINVAL;
 	mark_ports(machine, port, count, false);
 	return 0;
-}
-
-void sv_status_set_live(struct sv_status *status, int live)
-{
-	atomic_store(&status->live, live ? 1 : 0);
-}
-
-void sv_status_raise(struct sv_status *status, uint32_t bits)
-{
-	atomic_fetch_or(&status->bits, bits);
-}
-
-void sv_status_clear(struct sv_status *status)
-{
-	atomic_store(&status->live, 0);
-	atomic_store(&status->bits, 0);
-}
-
-uint32_t sv_status_read(struct sv_status *status)
-{
-	return atomic_load(&status->bits) | atomic_load(&status->live);
 }
 
 static bool is_absent(const struct sv_machine *machine, uint16_t port)
@@ -212,38 +197,23 @@ static int serve_power(uint64_t offset, bool write, uint8_t *data)
 	return SV_SERVED;
 }
 
-static struct sv_status *find_status(struct sv_machine *machine, uint64_t base)
+static struct sv_virtio *find_virtio(struct sv_machine *machine, uint64_t base)
 {
-	uint32_t count = atomic_load_explicit(&machine->status_count, memory_order_acquire);
+	struct slot *slot = place_of(machine, base);
+	struct sv_virtio *device = atomic_load_explicit(&slot->device, memory_order_acquire);
 
-	for (uint32_t i = 0; i < count; i++) {
-		if (machine->status[i].base == base)
-			return &machine->status[i];
-	}
-	return NULL;
+	return device && slot->base == base ? device : NULL;
 }
 
 int sv_machine_mmio(struct sv_machine *machine, uint64_t address, uint32_t size, bool write,
 		    uint8_t *data)
 {
-	uint32_t wanted = write ? VIRTIO_INTERRUPT_ACK : VIRTIO_INTERRUPT_STATUS;
-	uint64_t offset = address - machine->power_base;
-	struct sv_status *status;
-	uint32_t word;
+	uint32_t offset = address % SV_VIRTIO_MMIO_SIZE;
+	struct sv_virtio *device = find_virtio(machine, address - offset);
 
-	if (size == 4 && (address & 0xff) == wanted) {
-		status = find_status(machine, address - wanted);
-		if (status && write) {
-			memcpy(&word, data, sizeof(word));
-			atomic_fetch_and(&status->bits, ~word);
-		} else if (status) {
-			word = sv_status_read(status);
-			memcpy(data, &word, sizeof(word));
-		}
-		if (status)
-			return SV_SERVED;
-	}
-	if (machine->has_power && size == 1 && offset < SV_POWER_REGISTERS)
-		return serve_power(offset, write, data);
+	if (device)
+		return sv_virtio_mmio(device, offset, size, write, data);
+	if (machine->has_power && size == 1 && address - machine->power_base < SV_POWER_REGISTERS)
+		return serve_power(address - machine->power_base, write, data);
 	return SV_FORWARD;
 }

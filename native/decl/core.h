@@ -1,6 +1,6 @@
 // vcpu.c
 struct sv_machine;
-struct sv_status;
+struct sv_virtio;
 struct sv_uart;
 struct kvm_run;
 
@@ -29,21 +29,43 @@ void sv_vcpu_kick(struct sv_vcpu *vcpu);
 // machine.c
 #define SV_SLEEP_TYPE_S5 ...
 #define SV_RESET_VALUE ...
-#define SV_MAX_STATUS ...
+#define SV_MAX_VIRTIO ...
 #define SV_SERVED ...
 #define SV_FORWARD ...
 int sv_machine_create(struct sv_machine **machine);
 void sv_machine_destroy(struct sv_machine *machine);
 int sv_machine_add_uart(struct sv_machine *machine, uint16_t port, struct sv_uart *uart);
 int sv_machine_add_power(struct sv_machine *machine, uint64_t base);
-int sv_machine_add_status(struct sv_machine *machine, uint64_t base, struct sv_status **status);
+int sv_machine_add_virtio(struct sv_machine *machine, uint64_t base, struct sv_virtio *device);
 int sv_machine_forward_ports(struct sv_machine *machine, uint32_t port, uint32_t count);
-void sv_status_set_live(struct sv_status *status, int live);
-void sv_status_raise(struct sv_status *status, uint32_t bits);
-void sv_status_clear(struct sv_status *status);
-uint32_t sv_status_read(struct sv_status *status);
 int sv_machine_port(struct sv_machine *machine, uint16_t port, uint32_t size, bool write, uint8_t *data);
 int sv_machine_mmio(struct sv_machine *machine, uint64_t address, uint32_t size, bool write, uint8_t *data);
+
+// virtio.c, virtio_mmio.c
+#define SV_VIRTIO_CONFIG_SIZE ...
+#define SV_VIRTIO_MAX_QUEUES ...
+struct sv_virtio_draft {
+	uint32_t size;
+	uint64_t desc;
+	uint64_t avail;
+	uint64_t used;
+};
+int sv_virtio_create(uint32_t device_id, const uint32_t *queue_sizes, uint32_t queue_count, struct sv_virtio **out);
+void sv_virtio_put(struct sv_virtio *device);
+void sv_virtio_set_status(struct sv_virtio *device, uint32_t status);
+void sv_virtio_set_generation(struct sv_virtio *device, uint32_t generation);
+void sv_virtio_set_offered(struct sv_virtio *device, uint64_t features);
+int sv_virtio_set_config(struct sv_virtio *device, const uint8_t *config, uint32_t length);
+void sv_virtio_forget(struct sv_virtio *device);
+uint64_t sv_virtio_driver_features(struct sv_virtio *device);
+uint32_t sv_virtio_device_features_sel(struct sv_virtio *device);
+uint32_t sv_virtio_queue_sel(struct sv_virtio *device);
+int sv_virtio_queue(struct sv_virtio *device, uint32_t index, struct sv_virtio_draft *draft);
+int sv_virtio_set_ready(struct sv_virtio *device, uint32_t index, bool ready);
+void sv_virtio_reset(struct sv_virtio *device);
+void sv_virtio_set_live(struct sv_virtio *device, bool live);
+void sv_virtio_raise(struct sv_virtio *device, uint32_t bits);
+int sv_virtio_mmio(struct sv_virtio *device, uint32_t offset, uint32_t size, bool write, uint8_t *data);
 
 // rtc.c
 uint8_t sv_rtc_read(uint8_t index);

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tests.support.guest_ring import GuestMemory, GuestRing
 from tests.support.mmio_driver import FakeGuestMemory, MmioDriver, drain
-from vmm.devices.virtio_device import QueueConfig, VirtioDevice
+from vmm.devices.virtio_device import QueueConfig, VirtioDevice, shown
 from vmm.hypervisor.fake import FakeVm
 from vmm.transport import mmio_registers as r
 from vmm.transport.virtio_mmio import VirtioMmio
@@ -18,7 +18,10 @@ RAM_BASE = 0x1_0000_0000  # needs the high halves of the address registers
 
 
 class FakeDevice(VirtioDevice):
+    offered: int = shown()
+    config: bytes = shown()
     device_id = 2
+    keeps_shown = True
     id = "disk0"
     queue_sizes = (256, 128)
 
@@ -80,7 +83,7 @@ class Slot:
 
     @property
     def interrupt(self) -> int:
-        return self.vm.statuses[BASE].read()
+        return self.driver.read(r.INTERRUPT_STATUS)
 
     @property
     def config_interrupts(self) -> int:

@@ -117,13 +117,13 @@ def test_interrupt_status_is_served_in_c(boot: Boot) -> None:
     """virtio 1.2, 4.2.2."""
     guest = boot(asm.LOAD_EAX, asm.word(MMIO + 0x260), asm.STORE_EAX, asm.word(0x2000),
                  asm.STORE_EAX, asm.word(MMIO + 0x264), asm.RESET_PULSE, paused=True)
-    status = guest.vm.add_interrupt_status(MMIO + 0x200)
-    status.raise_bits(2)
-    status.set_live(True)
+    registers = guest.vm.add_virtio(MMIO + 0x200, 2, (256,))
+    registers.raise_bits(2)
+    registers.set_live(True)
     guest.thread.start()
     assert guest.wait_end() == EXIT_RESET
     assert guest.memory.read(0x2000, 4) == asm.word(3)
-    assert status.read() == 1
+    assert registers.read(0x60, 4) == 1
     assert guest.mmio.reads == [] and guest.mmio.writes == []
 
 

@@ -28,7 +28,7 @@ from shared.vhost_user.errors import ConnectionLostError
 from shared.vhost_user.frontend import WANTED_PROTOCOL
 from vmm.devices.vhost_guard import Guarded, Held
 from vmm.devices.vhost_session import Session
-from vmm.devices.virtio_device import QueueConfig, VirtioDevice
+from vmm.devices.virtio_device import QueueConfig, VirtioDevice, nothing, shown
 from vmm.errors import BackendError
 
 TYPE_CHECKING = False
@@ -68,16 +68,17 @@ class VhostUserDevice(VirtioDevice):
     core_features = 0  # what the core itself offers and serves: bits of the config space
     wanted_protocol = WANTED_PROTOCOL  # protocol features to take
     queues_option = "num-queues"  # says how many queues there are
+    _session: Session | None = shown()
     has_requests = True  # who stops a foreign back end must see them end; frames are none
 
     def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop,
                  queue_sizes: Sequence[int], feature_mask: int, foreign: bool) -> None:
         self.id = id
         self.queue_sizes = tuple(queue_sizes)
-        self.on_config_change = _nothing
+        self.on_config_change = nothing
         self.on_failure = _nothing_with_text
         self.on_lost: Callable[[str], None] | None = None
-        self.on_needed = _nothing
+        self.on_needed = nothing
         self.state = NEW
         self._peer = f"back end of {id}"
         self._memory = memory
@@ -93,7 +94,7 @@ class VhostUserDevice(VirtioDevice):
         self._bases: dict[int, int] = {}  # next available index of each stopped ring
         self._inflight: Inflight | None = None
         self.undone = 0  # requests that the last back end left to the present one
-        self._session: Session | None = None
+        self._session = None
         if socket_fd >= 0:
             self._session = self._connect(socket_fd, foreign)
         else:
@@ -510,10 +511,6 @@ def connect_backend(config: ChardevConfig, server_too: bool = False) -> int:
     from vmm.devices.vhost_socket import connect_backend as connect
 
     return connect(config, server_too)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _nothing_with_text(text: str) -> None:

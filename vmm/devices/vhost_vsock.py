@@ -17,7 +17,7 @@ from errno import EADDRINUSE, EBUSY, EINVAL
 
 from shared import log
 from shared.errors import SystemCallError
-from vmm.devices.virtio_device import VirtioDevice
+from vmm.devices.virtio_device import VirtioDevice, nothing
 from vmm.errors import BackendError, ConfigError, MemoryAccessError
 
 TYPE_CHECKING = False
@@ -55,12 +55,13 @@ class VhostVsock(VirtioDevice):
     """
 
     device_id = DEVICE_ID_VSOCK
+    keeps_shown = True
     queue_sizes = (QUEUE_SIZE,) * 3
 
     def __init__(self, id: str, kernel: KernelVsock, guest_cid: int, memory: GuestMemory,
                  loop: EventLoop, option: str = "") -> None:
         self.id = id
-        self.on_config_change = _nothing
+        self.on_config_change = nothing
         self.on_failure = _nothing_with_text
         self.guest_cid = guest_cid
         self.state = IDLE
@@ -73,24 +74,26 @@ class VhostVsock(VirtioDevice):
         self._bases = {RX: 0, TX: 0}  # next available index of each stopped ring
         self._error_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
-            self._set_up(option or f"device {id}")
+            self._features = self._set_up(option or f"device {id}")
         except ConfigError:
             os.close(self._error_fd)
             kernel.close()
             raise
         loop.add(self._error_fd, select.EPOLLIN, self._ring_error)
 
-    def _set_up(self, option: str) -> None:
+    def _set_up(self, option: str) -> int:
+        """The features that kernel and core have."""
         kernel, cid = self._kernel, self.guest_cid
         try:
             kernel.set_owner()
             kernel.set_guest_cid(cid)
-            self._features = kernel.features() & FEATURES
+            features = kernel.features() & FEATURES
             kernel.set_memory(self._memory.regions)
             for index in (RX, TX):
                 kernel.set_vring_err(index, self._error_fd)
         except SystemCallError as error:
             raise ConfigError(*_explain(option, cid, error)) from error
+        return features
 
     # ---- VirtioDevice ----------------------------------------------------------------------
 
@@ -266,10 +269,6 @@ def _explain(option: str, cid: int, error: SystemCallError) -> tuple[str, str]:
     if error.errno == EINVAL and error.what.startswith("VHOST_VSOCK_SET_GUEST_CID"):
         return f"{option}: the kernel keeps the guest-cid {cid} for itself", "choose another one"
     return f"{option}: {error.what}", "the kernel's log may tell why"
-
-
-def _nothing() -> None:
-    pass
 
 
 def _nothing_with_text(text: str) -> None:

@@ -11,6 +11,7 @@ import time
 from shared.virtio import balloon
 from shared.virtio.features import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
 from vmm.devices.vhost_user import VhostUserDevice
+from vmm.devices.virtio_device import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ class VirtioBalloon(VhostUserDevice):
     """
 
     device_id = balloon.DEVICE_ID
+    keeps_shown = True
+    _num_pages: int = shown()
+    _actual: int = shown()
     # Linux waits for each answer without a limit: the page that it gives, or what it needs most
     # when it is out of memory, would never come.
     has_null = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shared.virtio import blk
 from vmm.devices.slot_device import SlotDevice
+from vmm.devices.virtio_device import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class VirtioBlk(SlotDevice):
     """
 
     device_id = DEVICE_ID_BLOCK
+    keeps_shown = True
+    _version: object = shown()  # another one when the back end may say something else
+    _slot_features: int | None = shown()  # None: ask the back end
+    _empty: bool = shown()
 
     def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop,
                  num_queues: int = 1, queue_size: int = 256, foreign: bool = True) -> None:
@@ -48,10 +53,10 @@ class VirtioBlk(SlotDevice):
             mask &= ~F_MQ
         super().__init__(id, socket_fd, memory, loop, [queue_size] * num_queues, mask,
                          foreign)
-        self._config: bytes | None = None  # None: ask the back end
-        self._config_changes = 0
-        self._slot_features: int | None = None  # None: ask the back end
+        self._version = object()
+        self._slot_features = None
         self._empty = False
+        self._answer: tuple[object, bytes] | None = None  # the back end's, to which version
         if socket_fd < 0:
             self.show_empty()
 
@@ -59,17 +64,14 @@ class VirtioBlk(SlotDevice):
 
     def show_empty(self) -> None:
         """There is no disk: no capacity, everything else as it will be with one."""
-        config = blk.slot_config(len(self.queue_sizes), max(self.queue_sizes))
         self._set_slot_features(readonly=False)
-        self._config_changes += 1  # a vCPU may be about to keep what the last worker said
-        self._config = config.encode()
         self._empty = True
+        self._version = object()
 
     def show_disk(self, readonly: bool) -> None:
         """A worker serves a disk in this slot now; the guest is to be told."""
         self._set_slot_features(readonly)
-        self._config_changes += 1
-        self._config = None
+        self._version = object()
         self._empty = False
 
     def _set_slot_features(self, readonly: bool) -> None:
@@ -91,21 +93,29 @@ class VirtioBlk(SlotDevice):
 
     def read_config(self, offset: int, size: int) -> bytes:
         """See `VirtioDevice.read_config`; the back end is asked once a change."""
-        config = self._config
-        if config is None:
-            changes = self._config_changes
-            config = self._with_queues(self._fetch_config(0, CONFIG_SIZE))
-            if changes == self._config_changes:  # else what came may be older than the change
-                self._config = config
+        if self._empty:
+            config = blk.slot_config(len(self.queue_sizes), max(self.queue_sizes)).encode()
+        else:
+            config = self._disk_config()
         return config[offset:offset + size].ljust(size, b"\0")
+
+    def _disk_config(self) -> bytes:
+        version, answer = self._version, self._answer
+        if answer is None or answer[0] is not version:
+            # Should there be another version when the answer comes, then it is of no use.
+            answer = version, self._with_queues(self._fetch_config(0, CONFIG_SIZE))
+            self._answer = answer
+        return answer[1]
 
     def write_config(self, offset: int, data: bytes) -> None:
         """The write-back switch, if the driver took CONFIG_WCE; the rest is read-only."""
         if self._empty:
             return
         if offset == _WRITEBACK and len(data) == 1 and self._features & F_CONFIG_WCE:
-            self._forward_config(offset, data)
-            self._config = None
+            try:
+                self._forward_config(offset, data)
+            finally:
+                self._version = object()
 
     def _with_queues(self, config: bytes) -> bytes:
         # The back end may have more queues than the guest is given.
@@ -115,6 +125,5 @@ class VirtioBlk(SlotDevice):
     def _config_went_stale(self) -> None:
         if self._empty:
             return
-        self._config_changes += 1
-        self._config = None
+        self._version = object()
         super()._config_went_stale()

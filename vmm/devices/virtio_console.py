@@ -20,6 +20,7 @@ class VirtioConsole(VhostUserDevice):
     """
 
     device_id = console.DEVICE_ID
+    keeps_shown = True
     # Linux waits for output to be taken with a processor that does nothing else meanwhile.
     has_null = True
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 
 class QueueConfig:
@@ -31,6 +32,31 @@ class QueueConfig:
         self.call_fd = call_fd
 
 
+def shown() -> Any:
+    """A class attribute for what a driver sees of a device: who assigns it on an instance calls
+    the instance's `on_stale` as well, which can't be forgotten so."""
+    return _Shown()
+
+
+class _Shown:
+    __slots__ = ("_name",)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = "_shown_" + name
+
+    def __get__(self, holder: Any, owner: type) -> Any:
+        return self if holder is None else getattr(holder, self._name)
+
+    def __set__(self, holder: Any, value: object) -> None:
+        setattr(holder, self._name, value)
+        # Afterwards: who has read the old value before is told now that it is no more.
+        holder.on_stale()
+
+
+def nothing() -> None:
+    """A callback that nobody has set."""
+
+
 class VirtioDevice:
     """A virtio device behind any transport. All calls come under the transport's lock, from a
     vCPU thread or the main thread; none may block without a time limit."""
@@ -38,8 +64,13 @@ class VirtioDevice:
     device_id: int  # virtio 1.2, 5: 1 net, 2 block, 5 balloon, ...
     id: str  # the user's id, or one that we made up; names the device in errors
     queue_sizes: Sequence[int]  # QueueSizeMax a queue
+    # What `features` and `read_config` say follows from `shown` attributes and from nothing else
+    # that changes, so the transport may keep it (tests/unit/vmm/devices/test_shown.py).
+    keeps_shown = False
     has_null = False  # the null back end can answer for it: a VhostUserDevice with `null_order`
 
+    # Set by the transport: forget what was shown. Any thread, under any lock of the device's.
+    on_stale: Callable[[], None] = staticmethod(nothing)
     on_config_change: Callable[[], None]  # set by the transport: raise a config interrupt
     on_failure: Callable[[str], None]  # set by the transport: set DEVICE_NEEDS_RESET
     on_event: Callable[[str, Mapping[str, object]], None]  # set by the VM: a QMP event; main loop

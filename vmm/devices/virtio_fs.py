@@ -29,6 +29,7 @@ class VirtioFs(VhostUserDevice):
     """
 
     device_id = DEVICE_ID_FS
+    keeps_shown = True
     # Not CONFIG: see above. Nor INFLIGHT_SHMFD: nobody comes after a virtiofsd that died, which
     # alone knows what the guest's handles stand for.
     wanted_protocol = (m.PF_MQ | m.PF_REPLY_ACK | m.PF_CONFIGURE_MEM_SLOTS | m.PF_RESET_DEVICE

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from shared.virtio import net
 from vmm.devices.slot_device import SlotDevice
-from vmm.devices.virtio_device import QueueConfig
+from vmm.devices.virtio_device import QueueConfig, nothing, shown
 from vmm.devices.worker_state import WorkerState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vmm.event_loop import EventLoop
     from vmm.memory import GuestMemory
@@ -24,10 +24,11 @@ class NicState(WorkerState):
     """What outlives a NIC's workers: what the driver has set over the control queue, and whether
     somebody has taken the link down (`set_link`)."""
 
-    __slots__ = ("link_up",)
+    link_up: bool = shown()
 
     def __init__(self) -> None:
         super().__init__("net-state", net.STATE_BYTES)
+        self.on_stale: Callable[[], None] = nothing
         self.link_up = True
 
 
@@ -48,6 +49,9 @@ class VirtioNet(SlotDevice):
     """
 
     device_id = net.DEVICE_ID
+    keeps_shown = True
+    mac: bytes = shown()
+    is_present: bool = shown()
     has_requests = False  # a receive buffer waits for a frame, for ever if none comes
 
     def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop,
@@ -62,6 +66,7 @@ class VirtioNet(SlotDevice):
         self._mtu = mtu
         self._slot_features = 0 if foreign else net.slot_features(pairs)
         self.nic_state = state or NicState()
+        self.nic_state.on_stale = self._state_changed
         self.is_present = socket_fd >= 0
         super().__init__(id, socket_fd, memory, loop, sizes,
                          _FOREIGN_FEATURES if foreign else self._slot_features, foreign)
@@ -87,6 +92,9 @@ class VirtioNet(SlotDevice):
         """What the driver is told of the link; main loop."""
         self.nic_state.link_up = up
         self.on_config_change()
+
+    def _state_changed(self) -> None:
+        self.on_stale()  # that of the transport, which comes later
 
     @property
     def link_is_up(self) -> bool:

@@ -17,6 +17,7 @@ class VirtioRng(VhostUserDevice):
     """One source of random bytes, served by a worker of ours."""
 
     device_id = rng.DEVICE_ID
+    keeps_shown = True
 
     def __init__(self, id: str, socket_fd: int, memory: GuestMemory, loop: EventLoop) -> None:
         super().__init__(id, socket_fd, memory, loop, [QUEUE_SIZE], rng.FEATURES, foreign=False)

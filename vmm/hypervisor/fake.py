@@ -20,11 +20,11 @@ from vmm.hypervisor.interface import (
     EXIT_UNKNOWN,
     Exit,
     Hypervisor,
-    InterruptStatus,
     Uart,
     Vcpu,
     Vm,
 )
+from vmm.hypervisor.virtio_registers import VirtioRegisters
 
 TYPE_CHECKING = False  # importing typing for it would cost 10 ms of the start
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class FakeVm(Vm):
         self.memory: dict[int, tuple[int, int, int, bool]] = {}
         self.irqfds: set[tuple[int, int]] = set()
         self.ioeventfds: set[tuple[int, int, int | None, int]] = set()
-        self.statuses: dict[int, FakeInterruptStatus] = {}
+        self.virtio: dict[int, VirtioRegisters] = {}  # the same C as under KVM
         self.uart: FakeUart | None = None
         self.power_base = 0
         self.forwarded: list[tuple[int, int]] = []
@@ -126,11 +126,14 @@ class FakeVm(Vm):
         self.calls.append(("remove_ioeventfd", address, size, value, fd))
         self.ioeventfds.remove((address, size, value, fd))
 
-    def add_interrupt_status(self, base: int) -> FakeInterruptStatus:
-        """See `Vm.add_interrupt_status`."""
-        self.calls.append(("add_interrupt_status", base))
-        self.statuses[base] = FakeInterruptStatus()
-        return self.statuses[base]
+    def add_virtio(self, base: int, device_id: int,
+                   queue_sizes: Sequence[int]) -> VirtioRegisters:
+        """See `Vm.add_virtio`."""
+        self.calls.append(("add_virtio", base, device_id, tuple(queue_sizes)))
+        if base in self.virtio:
+            raise HypervisorError(f"a virtio device at {base:#x} is there already")
+        self.virtio[base] = VirtioRegisters(device_id, queue_sizes)
+        return self.virtio[base]
 
     def add_uart(self, port: int, gsi: int) -> FakeUart:
         """See `Vm.add_uart`."""
@@ -163,35 +166,6 @@ class FakeVm(Vm):
     def close(self) -> None:
         """See `Vm.close`."""
         self.closed = True
-
-
-class FakeInterruptStatus(InterruptStatus):
-    """See `InterruptStatus`; `read` and `acknowledge` are the guest's side."""
-
-    def __init__(self) -> None:
-        self.bits = 0
-        self.live = False
-
-    def set_live(self, live: bool) -> None:
-        """See `InterruptStatus.set_live`."""
-        self.live = live
-
-    def raise_bits(self, bits: int) -> None:
-        """See `InterruptStatus.raise_bits`."""
-        self.bits |= bits
-
-    def clear(self) -> None:
-        """See `InterruptStatus.clear`."""
-        self.bits = 0
-        self.live = False
-
-    def read(self) -> int:
-        """What the guest would read."""
-        return self.bits | self.live
-
-    def acknowledge(self, bits: int) -> None:
-        """What a guest's write of InterruptACK does."""
-        self.bits &= ~bits
 
 
 class FakeUart(Uart):

@@ -14,6 +14,8 @@ TYPE_CHECKING = False  # importing typing for it would cost 10 ms of the start
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmm.hypervisor.virtio_registers import VirtioRegisters
+
 # Why `Vcpu.run` came back to Python.
 EXIT_IO_READ = 1        # a port read that C does not serve: complete it with `complete_read`
 EXIT_IO_WRITE = 2       # a port write
@@ -91,29 +93,6 @@ class Vcpu:
         raise NotImplementedError
 
 
-class InterruptStatus:
-    """The InterruptStatus register of one virtio-mmio device, served in C.
-
-    virtio 1.2, 4.2.2: reads of offset 0x60 and writes of 0x64 (InterruptACK) are answered by
-    the run loop without leaving C.  While `live` (after DRIVER_OK) bit 0 reads as 1, because
-    the core can't see the back end's irqfd (ARCHITECTURE.md, "Interrupts").
-    """
-
-    __slots__ = ()
-
-    def set_live(self, live: bool) -> None:
-        """Serve bit 0 as 1 from now on (True), or as stored (False)."""
-        raise NotImplementedError
-
-    def raise_bits(self, bits: int) -> None:
-        """Set bits (1: used buffer, 2: configuration change); the caller signals the irqfd."""
-        raise NotImplementedError
-
-    def clear(self) -> None:
-        """Device reset: no bit set, not live."""
-        raise NotImplementedError
-
-
 class Uart:
     """The native 16550A at one port range; served in C on the vCPU thread.
 
@@ -174,8 +153,14 @@ class Vm:
         """KVM_IOEVENTFD with DEASSIGN."""
         raise NotImplementedError
 
-    def add_interrupt_status(self, base: int) -> InterruptStatus:
-        """Serve InterruptStatus/InterruptACK of the virtio-mmio device at `base` in C."""
+    def add_virtio(self, base: int, device_id: int,
+                   queue_sizes: Sequence[int]) -> VirtioRegisters:
+        """A virtio-mmio slot at `base`, most of whose registers are served in C.
+
+        :param device_id: virtio 1.2, 5; 0 makes a placeholder, all of which C serves.
+        :param queue_sizes: the largest size of each queue.
+        :raises HypervisorError: there are too many, or one is there already.
+        """
         raise NotImplementedError
 
     def add_uart(self, port: int, gsi: int) -> Uart:

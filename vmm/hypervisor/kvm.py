@@ -11,8 +11,9 @@ from errno import EACCES, EBUSY, ENOENT, EPERM
 
 from native._core import ffi, lib
 from vmm.errors import HypervisorError
-from vmm.hypervisor.interface import Hypervisor, InterruptStatus, Uart, Vm
+from vmm.hypervisor.interface import Hypervisor, Uart, Vm
 from vmm.hypervisor.kvm_vcpu import KvmVcpu
+from vmm.hypervisor.virtio_registers import VirtioRegisters
 
 TYPE_CHECKING = False  # importing typing for it would cost 10 ms of the start
 if TYPE_CHECKING:
@@ -349,13 +350,14 @@ class KvmVm(Vm):
 
     # ---- what C serves ----------------------------------------------------------------------
 
-    def add_interrupt_status(self, base: int) -> KvmInterruptStatus:
-        """See `Vm.add_interrupt_status`."""
-        out = ffi.new("struct sv_status **")
-        check(lib.sv_machine_add_status(self._machine, base, out),
-              f"cannot serve the interrupt status at {base:#x}",
-              f"there can be {lib.SV_MAX_STATUS} virtio-mmio devices, one at an address")
-        return KvmInterruptStatus(out[0])
+    def add_virtio(self, base: int, device_id: int,
+                   queue_sizes: Sequence[int]) -> VirtioRegisters:
+        """See `Vm.add_virtio`."""
+        registers = VirtioRegisters(device_id, queue_sizes)
+        check(lib.sv_machine_add_virtio(self._machine, base, registers.handle),
+              f"cannot serve a virtio device at {base:#x}",
+              f"there can be {lib.SV_MAX_VIRTIO} virtio-mmio devices, one at an address")
+        return registers
 
     def add_uart(self, port: int, gsi: int) -> KvmUart:
         """See `Vm.add_uart`."""
@@ -414,31 +416,6 @@ class KvmVm(Vm):
             self._machine = ffi.NULL
             for uart in self._uarts:
                 uart.close()
-
-
-class KvmInterruptStatus(InterruptStatus):
-    """See `InterruptStatus`. Lives as long as its VM."""
-
-    __slots__ = ("_status",)
-
-    def __init__(self, status: Any) -> None:
-        self._status = status
-
-    def set_live(self, live: bool) -> None:
-        """See `InterruptStatus.set_live`."""
-        lib.sv_status_set_live(self._status, live)
-
-    def raise_bits(self, bits: int) -> None:
-        """See `InterruptStatus.raise_bits`."""
-        lib.sv_status_raise(self._status, bits)
-
-    def clear(self) -> None:
-        """See `InterruptStatus.clear`."""
-        lib.sv_status_clear(self._status)
-
-    def read(self) -> int:
-        """What the guest would read."""
-        return int(lib.sv_status_read(self._status))
 
 
 class KvmUart(Uart):

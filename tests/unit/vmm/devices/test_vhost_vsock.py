@@ -145,7 +145,7 @@ def test_identity_features_and_config_space(rig: Rig) -> None:
         rig.driver.write(r.QUEUE_SEL, index)
         assert rig.driver.read(r.QUEUE_SIZE_MAX) == size
     rig.run()
-    rig.transport.write(r.CONFIG, 4, 99)
+    rig.driver.store(r.CONFIG, 4, 99)
     assert rig.driver.config(0, 4) == CID
 
 

@@ -130,7 +130,7 @@ def test_identity_features_and_queues(served: Served) -> None:
 def test_the_config_space_is_the_core_s(served: Served) -> None:
     space = b"".join(served.driver.config(at, 4).to_bytes(4, "little") for at in range(0, 48, 4))
     assert space == b"shared".ljust(36, b"\0") + (1).to_bytes(4, "little") + bytes(8)
-    served.transport.write(r.CONFIG, 4, 0)
+    served.driver.store(r.CONFIG, 4, 0)
     assert served.driver.config(0, 4) == int.from_bytes(b"shar", "little")
     assert served.device.state == NEW  # nobody was asked
 
