@@ -22,11 +22,12 @@ from tests.fuzz.guided.input import Input
 from tests.support.fake_backend import FakeBackendDevice
 from tests.support.fake_vm import FakeVm
 from tests.support.guest_ring import GuestMemory
-from tests.support.mmio_driver import FakeGuestMemory
-from vmm.devices.virtio_device import QueueConfig, VirtioDevice
+from tests.support.mmio_driver import FakeGuestMemory, MmioDriver
+from vmm.devices.virtio_device import QueueConfig, VirtioDevice, shown
 from vmm.errors import BackendError
 from vmm.hypervisor.fake import FakeVm as FakeMachine
 from vmm.qmp.server import QmpServer
+from vmm.transport.mmio_registers import MMIO_SIZE
 from vmm.transport.virtio_mmio import VirtioMmio
 
 MAX_LENGTH = 4096
@@ -108,34 +109,52 @@ def vhost_frontend(data: bytes) -> None:
 
 # ---- virtio-mmio: what a guest may read and write ---------------------------------------------
 
+_OFFERED = 0x1_3000_0244
+_RAM = 1 << 20
+
+
 class _Device(VirtioDevice):
-    """Takes what it is given; refuses now and then."""
+    """Takes what it is given; refuses now and then. Whenever it is called, as when its memory
+    is, another vCPU may write a register that C serves (`other_vcpu`)."""
 
     device_id = 2
     id = "disk"
     queue_sizes = (64, 16)
+    config: bytes = shown()
 
-    def __init__(self, refusals: int) -> None:
+    def __init__(self, refusals: int, other_vcpu: Callable[[], None]) -> None:
         self._refusals = refusals
+        self._other_vcpu = other_vcpu
+        self.keeps_shown = bool(refusals & 0x80)
+        self.config = bytes(range(64))
         self.active = False
 
     def _maybe(self, bit: int) -> None:
+        self._other_vcpu()
         if self._refusals >> bit & 1:
             raise BackendError("refused", "try again")
 
     def features(self) -> int:
         self._maybe(0)
-        return 0x1_3000_0244
+        return _OFFERED
 
     def read_config(self, offset: int, size: int) -> bytes:
         self._maybe(1)
-        return bytes(range(64))[offset:offset + size].ljust(size, b"\0")
+        return self.config[offset:offset + size].ljust(size, b"\0")
 
     def write_config(self, offset: int, data: bytes) -> None:
         self._maybe(2)
+        self.config = (self.config[:offset] + data + self.config[offset + len(data):])[:64]
 
     def activate(self, features: int, queues: list[QueueConfig]) -> None:  # type: ignore[override]
-        assert not self.active and not features & ~0x1_3000_0244
+        assert not self.active and not features & ~_OFFERED
+        for queue in queues:
+            if queue.ready:
+                assert queue.size in (1, 2, 4, 8, 16, 32, 64)
+                assert queue.size <= self.queue_sizes[queue.index]
+                assert queue.desc % 16 == 0 and queue.desc + 16 * queue.size <= _RAM
+                assert queue.avail % 2 == 0 and queue.avail + 6 + 2 * queue.size <= _RAM
+                assert queue.used % 4 == 0 and queue.used + 6 + 8 * queue.size <= _RAM
         self._maybe(3)
         self.active = True
 
@@ -150,43 +169,69 @@ class _Device(VirtioDevice):
         self._maybe(6)
 
 
-class _Mmio:
+class _Memory(FakeGuestMemory):
     """RAM is made once: an input changes only the transport."""
 
-    def __init__(self) -> None:
-        self.memory = FakeGuestMemory(GuestMemory(1 << 20, 0))
+    other_vcpu: Callable[[], None]
+
+    def host_address(self, gpa: int, size: int) -> int:
+        self.other_vcpu()
+        return super().host_address(gpa, size)
 
 
-_mmio: list[_Mmio] = []
+_memory: list[_Memory] = []
 
 
 def config_space(data: bytes) -> None:
-    """Accesses of a driver to a virtio-mmio slot: registers and config space."""
-    if not _mmio:
-        _mmio.append(_Mmio())
+    """Accesses of a driver to a virtio-mmio slot, registers and config space, as the run loop
+    gives them to C, then to Python; another vCPU's come in between."""
+    if not _memory:
+        _memory.append(_Memory(GuestMemory(_RAM, 0)))
     source = Input(data)
-    device = _Device(source.number(1))
-    machine = FakeMachine()
-    transport = VirtioMmio(machine, _mmio[0].memory, 0xF0100000, 5, device,  # type: ignore[arg-type]
+    refusals = source.number(1)
+    others = [0]
+
+    def other_vcpu() -> None:
+        if others[0]:
+            others[0] -= 1
+            driver.registers.write(source.number(1), 4, source.number(4))
+
+    device = _Device(refusals, other_vcpu)
+    _memory[0].other_vcpu = other_vcpu
+    transport = VirtioMmio(FakeMachine(), _memory[0], 0xF0100000, 5, device,  # type: ignore[arg-type]
                            bool(source.number(1) & 1))
+    driver = MmioDriver(transport)
     while source:
         kind = source.number(1)
         offset = source.number(1) << (1 if kind & 0x80 else 0)
         size = 1 << (kind >> 4 & 3)
+        others[0] = (kind >> 2 & 3) if kind & 3 < 2 else 0
+        if offset + size > MMIO_SIZE:
+            continue  # nobody's: vmm/bus/address_space.py
         if kind & 3 == 0:
-            value = transport.read(offset, size)
+            value = driver.load(offset, size)
             assert 0 <= value < 1 << 8 * size
         elif kind & 3 == 1:
-            transport.write(offset, size, source.number(size))
+            driver.store(offset, size, source.number(size))
         elif kind & 3 == 2:
-            device.on_config_change()
+            _change(device, kind)
         else:
             with contextlib.suppress(BackendError):
                 if kind & 8:
                     transport.pause(time.monotonic() + 1)
                 else:
                     transport.resume()
+        others[0] = 0
+        if not refusals & 2:  # neither C nor Python says what was
+            assert driver.config(8, 8) == int.from_bytes(device.read_config(8, 8), "little")
     transport.close()
+
+
+def _change(device: _Device, kind: int) -> None:
+    if kind & 4:
+        device.config = bytes([kind]) * 64
+    if not kind & 8:
+        device.on_config_change()
 
 
 # ---- QMP: what a client may send --------------------------------------------------------------
