@@ -127,6 +127,22 @@ def test_interrupt_status_is_served_in_c(boot: Boot) -> None:
     assert guest.mmio.reads == [] and guest.mmio.writes == []
 
 
+def test_what_a_probe_asks_is_served_in_c(boot: Boot) -> None:
+    slot = MMIO + 0x200
+
+    def read(register: int, to: int) -> bytes:
+        return asm.LOAD_EAX + asm.word(slot + register) + asm.STORE_EAX + asm.word(to)
+
+    guest = boot(read(0, 0x2000), read(8, 0x2004), asm.mov_eax(1), asm.STORE_EAX,
+                 asm.word(slot + 0x30), read(0x34, 0x2008), read(0x100, 0x200C),
+                 asm.RESET_PULSE, paused=True)
+    guest.vm.add_virtio(slot, 2, (256, 64)).set_config(b"disk")
+    guest.thread.start()
+    assert guest.wait_end() == EXIT_RESET
+    assert guest.memory.read(0x2000, 16) == b"virt" + asm.word(2) + asm.word(64) + b"disk"
+    assert guest.vcpu.counters()["forwarded"] == 0
+
+
 @pytest.mark.parametrize(("offset", "value", "kind"), [
     (0, 0x20 | SLEEP_TYPE_S5 << 2, EXIT_POWEROFF), (2, RESET_VALUE, EXIT_RESET)])
 def test_acpi_registers_end_the_guest(boot: Boot, offset: int, value: int, kind: int) -> None:
