@@ -39,7 +39,7 @@ class BalloonDevice(RingDevice):
                  keep: bool = False) -> None:
         super().__init__("balloon", balloon.QUEUES, queue_size, page, log)
         error = ffi.new("int *")
-        self.adopt(lib.sv_balloon_create(keep, queue_size, self._counters, error), error[0])
+        self.serve_with(lib.sv_balloon_create(keep, queue_size, self._counters, error), error[0])
 
     def features(self) -> int:
         """Everything that the data plane serves; the front end chooses."""

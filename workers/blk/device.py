@@ -6,29 +6,27 @@ import fcntl
 import posix as os
 
 from native import _dataplane
-from shared.errors import SandboxError, SharedError, SystemCallError, check
-from shared.statistics import HEADER_BYTES, RECORDS, page_bytes
+from shared.errors import SandboxError, SharedError, check
 from shared.throttling import BURST, LIMITS
 from shared.vhost_user import messages as m
-from shared.vhost_user.backend import BackendDevice
+from shared.vhost_user.backend_device import SERVED_FEATURES
 from shared.virtio import blk
 from shared.virtio.features import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
 from workers.errors import DiskError
+from workers.queue_device import DataPlane, QueueDevice
 from workers.startup import restrict_rings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
-    from shared.memory_regions import MemoryRegion
     from shared.vhost_user.backend import Ring
     from workers.blk.disk import Disk
 
 ffi, lib = _dataplane.ffi, _dataplane.lib
 
 MAX_QUEUES = 32
-RECORD = RECORDS["blk"]
-assert RECORD.bytes == ffi.sizeof("struct sv_blk_counters")
 
 
 def choose_engine(aio: str) -> str:
@@ -51,7 +49,7 @@ def choose_engine(aio: str) -> str:
     return "threads"
 
 
-class BlkDevice(BackendDevice):
+class BlkDevice(QueueDevice):
     """One virtio-blk device.
 
     :param engine: "io_uring" or "threads".
@@ -61,34 +59,27 @@ class BlkDevice(BackendDevice):
     :param log: called with a line of text for what the front end can't be told.
     """
 
+    plane = DataPlane(_dataplane, "sv_plane", "sv_queue", "sv_ring_setup")
+    protocol_features = SERVED_FEATURES
+
     def __init__(self, disk: Disk, queues: int, queue_size: int, engine: str,
                  page: object | None, log: Callable[[str], None],
                  slot: bool = False) -> None:
-        self.queue_count = queues
-        self.max_queue_size = queue_size
+        super().__init__("blk", queues, queue_size, page, log)
         self._disk = disk
-        self._log = log
         self._slot = slot
         self._features = 0
         self._writeback = True
         self._dirty = [0] * queues  # writes that the last stop of each ring has synced
-        self._running: set[int] = set()
         self.capacity_changed = False  # without an order: the front end must still be told
-        self._tracking = False
         self._inflight_fd = -1
-        # Held as long as the data plane writes to it.
-        self._page = ffi.from_buffer("uint8_t[]", bytearray(page_bytes("blk", queues))
-                                     if page is None else page)
-        self._counters = ffi.cast("struct sv_blk_counters *", self._page + HEADER_BYTES)
-        error = ffi.new("int *")
         kind = lib.SV_ENGINE_THREADS
         if engine == "io_uring":
             kind = lib.SV_ENGINE_URING if restrict_rings() else lib.SV_ENGINE_URING_FREE
-        self._plane = lib.sv_plane_create(disk.native(), queues, queue_size, kind,
-                                          self._counters, error)
-        if self._plane == ffi.NULL:
-            raise SystemCallError(-error[0], f"Can't set up {queues} queues with {engine}",
-                                  "raise RLIMIT_MEMLOCK and RLIMIT_NOFILE, or say aio=threads")
+        error = ffi.new("int *")
+        self.adopt(lib.sv_plane_create(disk.native(), queues, queue_size, kind, self._counters,
+                                       error), error[0], f"{queues} queues with {engine}",
+                   "raise RLIMIT_MEMLOCK and RLIMIT_NOFILE, or say aio=threads")
 
     # ---- what the guest reads --------------------------------------------------------------
 
@@ -151,82 +142,29 @@ class BlkDevice(BackendDevice):
 
     def _set_writeback(self, writeback: bool) -> None:
         self._writeback = writeback
-        check(lib.sv_plane_set_writeback(self._plane, writeback), "Can't sync the image")
-
-    # ---- guest memory ----------------------------------------------------------------------
-
-    def set_memory(self, regions: Sequence[tuple[MemoryRegion, int]]) -> None:
-        """Map these regions instead of all others."""
-        check(lib.sv_plane_clear_regions(self._plane), "Can't replace guest memory")
-        for region, fd in regions:
-            self.add_memory(region, fd)
-
-    def add_memory(self, region: MemoryRegion, fd: int) -> None:
-        """Map one more region."""
-        check(lib.sv_plane_add_region(self._plane, region.guest_addr, region.size,
-                                      region.file_offset, fd),
-              f"Can't map guest memory at {region.guest_addr:#x}")
-
-    def remove_memory(self, region: MemoryRegion) -> None:
-        """Unmap a region."""
-        check(lib.sv_plane_remove_region(self._plane, region.guest_addr, region.size),
-              f"Can't unmap guest memory at {region.guest_addr:#x}")
+        check(lib.sv_plane_set_writeback(self.native, writeback), "Can't sync the image")
 
     # ---- rings -----------------------------------------------------------------------------
 
-    def start_ring(self, ring: Ring) -> None:
-        """A ring that isn't enabled yet gets its thread later."""
-        if ring.enabled:
-            self._run(ring)
-
-    def enable_ring(self, ring: Ring, enabled: bool) -> None:
-        """Disabled rings have no thread; their index is kept."""
-        if enabled:
-            self._run(ring)
-        elif ring.index in self._running:
-            ring.base = self._halt(ring.index)
-
-    def stop_ring(self, ring: Ring) -> int:
-        """Everything in flight finished and, if something was written, synced."""
-        if ring.index not in self._running:
-            return ring.base
-        base = self._halt(ring.index)
-        counters = self._counters[ring.index]
-        written = counters.writes + counters.discards + counters.write_zeroes
-        if written != self._dirty[ring.index]:
-            self._dirty[ring.index] = written
-            error = lib.sv_plane_sync(self._plane)
-            if error < 0:
-                self._log(f"Can't sync the image: {os.strerror(-error)}")
-        return base
-
-    def _run(self, ring: Ring) -> None:
-        if ring.index in self._running:
-            return
-        setup = ffi.new("struct sv_ring_setup *")
-        setup.size = ring.size
-        setup.desc, setup.avail, setup.used = ring.desc, ring.avail, ring.used
-        setup.features = self._features
-        setup.base = ring.base
-        setup.kick_fd, setup.call_fd, setup.err_fd = ring.kick_fd, ring.call_fd, ring.err_fd
+    def prepare(self, place: Any) -> None:
+        """Features are told with each ring."""
+        place.features = self._features
         if not self._running:
             # The image may have grown since this worker was started, to take over some day.
             self.capacity_changed |= self.resize()
-        check(lib.sv_queue_start(self._plane, ring.index, setup),
-              f"Can't start queue {ring.index}")
-        self._running.add(ring.index)
 
-    def _halt(self, index: int) -> int:
-        reason = lib.sv_queue_broken(self._plane, index)
-        base = check(lib.sv_queue_stop(self._plane, index), f"Can't stop queue {index}")
-        self._running.discard(index)
-        if reason != ffi.NULL:
-            self._log(f"Queue {index} was broken by its driver: {ffi.string(reason).decode()}")
+    def stop_ring(self, ring: Ring) -> int:
+        """Everything in flight finished and, if something was written, synced."""
+        ran = ring.index in self._running
+        base = super().stop_ring(ring)
+        counters = self._counters[ring.index]
+        written = counters.writes + counters.discards + counters.write_zeroes
+        if ran and written != self._dirty[ring.index]:
+            self._dirty[ring.index] = written
+            error = lib.sv_plane_sync(self.native)
+            if error < 0:
+                self._log(f"Can't sync the image: {os.strerror(-error)}")
         return base
-
-    def change_call(self, ring: Ring, fd: int) -> None:
-        """Takes effect at once, the ring goes on."""
-        check(lib.sv_queue_set_call(self._plane, ring.index, fd), "Can't change the call fd")
 
     # ---- requests in flight ----------------------------------------------------------------
 
@@ -250,10 +188,9 @@ class BlkDevice(BackendDevice):
 
     def set_inflight(self, inflight: m.Inflight, fd: int) -> None:
         """Rings started from now on begin with what a predecessor left undone."""
-        check(lib.sv_plane_set_inflight(self._plane, fd, inflight.mmap_offset, inflight.mmap_size,
+        check(lib.sv_plane_set_inflight(self.native, fd, inflight.mmap_offset, inflight.mmap_size,
                                         inflight.queue_count, inflight.queue_size),
               "Can't use the in-flight buffer")
-        self._tracking = True
 
     def _forget_inflight_fd(self) -> None:
         if self._inflight_fd >= 0:
@@ -262,9 +199,8 @@ class BlkDevice(BackendDevice):
 
     def reset(self) -> None:
         """Features, write-back mode and the in-flight buffer as at the start."""
-        check(lib.sv_plane_set_inflight(self._plane, -1, 0, 0, 0, 0), "Can't reset")
+        check(lib.sv_plane_set_inflight(self.native, -1, 0, 0, 0, 0), "Can't reset")
         self._forget_inflight_fd()
-        self._tracking = False
         self._features = 0
         self._set_writeback(True)
 
@@ -276,7 +212,7 @@ class BlkDevice(BackendDevice):
         for i, name in enumerate(LIMITS):
             native.rate[i] = limits.get(name, 0)
             native.burst[i] = limits.get(name + BURST, 0)
-        check(lib.sv_plane_set_limits(self._plane, native), "Can't set limits")
+        check(lib.sv_plane_set_limits(self.native, native), "Can't set limits")
 
     def resize(self) -> bool:
         """Measure the image again; True: its capacity has changed, which the guest must hear.
@@ -285,27 +221,20 @@ class BlkDevice(BackendDevice):
         """
         before = self._disk.capacity
         self._disk.measure()
-        check(lib.sv_plane_resize(self._plane, self._disk.size), "Can't resize the disk")
+        check(lib.sv_plane_resize(self.native, self._disk.size), "Can't resize the disk")
         return self._disk.capacity != before
 
     def failures(self, kind: int) -> tuple[int, int]:
         """How many requests of a kind (SV_BLK_READ to SV_BLK_ZERO) the host has failed, and the
         errno of the last one."""
         error = ffi.new("int *")
-        return int(lib.sv_plane_failures(self._plane, kind, error)), int(error[0])
+        return int(lib.sv_plane_failures(self.native, kind, error)), int(error[0])
 
     def watch_failures(self, fd: int) -> None:
         """Signal this eventfd for each of them. Before a ring runs."""
-        check(lib.sv_plane_watch_failures(self._plane, fd), "Can't watch for I/O errors")
-
-    def counters(self) -> list[dict[str, int]]:
-        """The counters of each queue."""
-        return [RECORD.decode(bytes(ffi.buffer(self._counters + i, RECORD.bytes)), 0)[0]
-                for i in range(self.queue_count)]
+        check(lib.sv_plane_watch_failures(self.native, fd), "Can't watch for I/O errors")
 
     def close(self) -> None:
-        """Stop everything, unmap everything. The image stays the caller's."""
-        if self._plane != ffi.NULL:
-            lib.sv_plane_destroy(self._plane)
-            self._plane = ffi.NULL
+        """Also let go of the record of what is in flight."""
+        super().close()
         self._forget_inflight_fd()

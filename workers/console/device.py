@@ -57,7 +57,7 @@ class ConsoleDevice(RingDevice):
             place.cols, place.rows, place.name = port.cols, port.rows, port.name
         self._state = ffi.NULL if state is None else ffi.from_buffer("char[]", state)
         error = ffi.new("int *")
-        self.adopt(lib.sv_console_create(
+        self.serve_with(lib.sv_console_create(
             native, max_ports, queue_size, self._counters,
             ffi.cast("struct sv_console_state *", self._state), error), error[0])
 

@@ -21,7 +21,7 @@ class RngDevice(RingDevice):
                  page: object | None, log: Callable[[str], None]) -> None:
         super().__init__("rng", 1, queue_size, page, log)
         error = ffi.new("int *")
-        self.adopt(lib.sv_rng_create(source, max_bytes, period, queue_size, self._counters,
+        self.serve_with(lib.sv_rng_create(source, max_bytes, period, queue_size, self._counters,
                                      error), error[0])
 
     def features(self) -> int:
