@@ -1,4 +1,4 @@
-"""What workers that run as programs of their own have in common: options and their socket.
+"""What workers that run as programs of their own have in common: options, socket, the life.
 
 Source: QEMU, docs/interop/vhost-user.rst, "Backend program conventions".
 """
@@ -7,21 +7,139 @@ from __future__ import annotations
 
 import _socket
 import os
+import sys
 
+from shared.errors import StratovirtError
+from shared.sandbox.stages import parse_option
 from workers.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from workers.service import DeviceService
+
+    Log = Callable[[str], None]
+    # What makes the service, of descriptors that are open, with modules that are imported.
+    Maker = Callable[[Log], DeviceService]
 
 
-def split(arguments: Sequence[str], flags: Sequence[str]) -> list[tuple[str, str]]:
+class Program:
+    """One worker as a program: what it reads from its command line, and its life.
+
+    It opens what its command line names, then goes the same way as a worker that the core starts.
+    A kind adds its options and what it opens.
+    """
+
+    kind = ""
+    usage = ""
+    capabilities: dict[str, object] = {}
+    flags: Sequence[str] = ()  # its options that need no value
+
+    def __init__(self) -> None:
+        self.socket_path = ""
+        self.fd = -1
+        self.queue_size = 256
+        self.sandbox_off: frozenset[str] = frozenset()
+        self.action = "serve"
+
+    # ---- for kinds -------------------------------------------------------------------------
+
+    def take(self, name: str, value: str) -> None:
+        """An option; a kind takes its own and leaves others to this.
+
+        :raises StratovirtError: it is unknown or has a bad value.
+        """
+        match name:
+            case "help" | "print-capabilities":
+                self.action = name
+            case "socket-path":
+                self.socket_path = value
+            case "fd":
+                self.fd = number(name, value, 0, 1 << 20)
+            case "queue-size":
+                self.queue_size = number(name, value, 2, 1024)
+                if self.queue_size & (self.queue_size - 1):
+                    raise UsageError(f"--queue-size={value}: not a power of two")
+            case "sandbox":
+                self.sandbox_off = parse_option(value)
+            case _:
+                raise UsageError(f"--{name}: unknown option", "--help lists all")
+
+    def check(self) -> None:
+        """Whether the kind's options go together.
+
+        :raises UsageError: they don't.
+        """
+
+    def open(self) -> tuple[Sequence[int], Maker]:
+        """Open what the options name, and import what the service needs: the sandbox has no files.
+
+        :return: the descriptors, and what makes the service of them.
+        :raises StratovirtError: something can't be opened.
+        """
+        raise NotImplementedError
+
+    # ---- life ------------------------------------------------------------------------------
+
+    def parse(self, arguments: Sequence[str]) -> None:
+        """Read a command line; what follows --help doesn't count.
+
+        :raises StratovirtError: an unknown option, a bad value, or they don't go together.
+        """
+        for name, value in split(arguments, ("help", "print-capabilities", *self.flags)):
+            self.take(name, value)
+            if self.action != "serve":
+                return
+        if bool(self.socket_path) == (self.fd >= 0):
+            raise UsageError("Give exactly one of --socket-path and --fd")
+        self.check()
+
+    def main(self, arguments: Sequence[str]) -> int:
+        """Exit code: 0 after the front end left, 1 with one line on stderr for every error."""
+        from workers.startup import end_alone
+
+        status = 0
+        try:
+            self.parse(arguments)
+            if self.action == "help":
+                print(self.usage, end="")
+                return 0
+            if self.action == "print-capabilities":
+                import json
+
+                print(json.dumps(self.capabilities))
+                return 0
+            self._serve()
+        except StratovirtError as error:
+            self._log(str(error))
+            status = 1
+        return end_alone(status)
+
+    def _serve(self) -> None:
+        from workers.startup import confine, enter_alone, keep_only
+
+        opened, make = self.open()
+        fd = connect(self.socket_path, self.fd)
+        keep_only((*opened, fd))
+        enter_alone(self.kind, self.sandbox_off)
+        service = make(self._log)
+        confine(f"sv-{self.kind}")
+        try:
+            service.serve(fd)
+        finally:
+            service.close()
+
+    def _log(self, text: str) -> None:
+        print(f"workers.{self.kind}: {text}", file=sys.stderr, flush=True)
+
+
+def split(arguments: Sequence[str], flags: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(name, value) of each option; `--name value` and `--name=value` are the same.
 
     :param flags: options that need no value; theirs is "" then.
     :raises UsageError: not an option, or its value is missing.
     """
-    options: list[tuple[str, str]] = []
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -32,8 +150,7 @@ def split(arguments: Sequence[str], flags: Sequence[str]) -> list[tuple[str, str
             if not rest:
                 raise UsageError(f"--{name}: needs a value")
             value = rest.pop(0)
-        options.append((name, value))
-    return options
+        yield name, value
 
 
 def number(name: str, value: str, low: int, high: int) -> int:
@@ -44,6 +161,16 @@ def number(name: str, value: str, low: int, high: int) -> int:
     if not (value.isascii() and value.isdigit() and len(value) <= 18 and low <= int(value) <= high):
         raise UsageError(f"--{name}={value}: not a number from {low} to {high}")
     return int(value)
+
+
+def choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """The option's value, if it is one of these.
+
+    :raises UsageError: it is not.
+    """
+    if value not in choices:
+        raise UsageError(f"--{name}={value}: unknown", f"use one of: {', '.join(choices)}")
+    return value
 
 
 def connect(socket_path: str, given: int) -> int:

@@ -26,8 +26,7 @@ PYTHON = {
     # Data planes of the others, on an image of no bytes, on no tap, without ports.
     "workers/null": {"shared", "native._dataplane", "native._sandbox", "cbor2",
                      "workers.balloon.device", "workers.blk.device", "workers.blk.disk",
-                     "workers.console.device", "workers.console.service",
-                     "workers.net.device", "workers.net.service"},
+                     "workers.console.device", "workers.net.device"},
     "workers/balloon": {"shared", "native._devices", "native._sandbox"},
     "native": {"cffi"},
 }

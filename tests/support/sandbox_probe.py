@@ -15,10 +15,12 @@ import struct
 from typing import TYPE_CHECKING
 
 from shared.sandbox import policy
+from shared.virtio.net import STATE_BYTES
 from workers import nursery
 from workers.blk.service import Service
 from workers.net import service as net
 from workers.null.device import NullNic
+from workers.service import map_state
 from workers.startup import confine
 
 if TYPE_CHECKING:
@@ -164,7 +166,7 @@ def run_nic(device: str, fds: dict[str, int], options: dict[str, object],
         held = net.Service([fds["tap0"]], {"control": True}, None, fds["state"], reporter.log)
         name = "net"
     else:
-        held = NullNic(1, 256, bytes(6), net.map_state(fds["state"]), reporter.log)
+        held = NullNic(1, 256, bytes(6), map_state("net", STATE_BYTES, fds["state"]), reporter.log)
         name = "null"
     arguments = options["arguments"]
     assert isinstance(arguments, list)

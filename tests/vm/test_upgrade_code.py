@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.vm
 
-OLD = 'self.engine = choose_engine(_text(options, "aio", "auto"))'
+OLD = 'self.engine = choose_engine(text("blk", options, "aio", "auto"))'
 NEW = 'self.engine = choose_engine("threads")'
 
 

@@ -14,7 +14,7 @@ from tests.support.blk_worker import ROOT
 from tests.support.capabilities import require
 from tests.support.net_namespace import NetNamespace
 from workers.errors import UsageError
-from workers.net.program import parse
+from workers.net.program import NetProgram
 
 pytestmark = pytest.mark.worker
 
@@ -40,7 +40,7 @@ def test_capabilities_and_help() -> None:
     ["--fd"], ["--fd=3", "--tap-fds=" + ":".join(map(str, range(4, 30)))]])
 def test_bad_command_lines(arguments: list[str]) -> None:
     with pytest.raises(UsageError):
-        parse(arguments)
+        NetProgram().parse(arguments)
 
 
 def test_one_line_for_an_error() -> None:

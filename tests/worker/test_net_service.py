@@ -20,9 +20,10 @@ from tests.support.capabilities import require
 from tests.support.net_namespace import NetNamespace
 from tests.support.ring_worker import Nest, RingWorker
 from workers.errors import UsageError
-from workers.net.service import DEFAULT_MAC, Service, map_state
+from workers.net.service import DEFAULT_MAC, Service
 from workers.null.device import NullNic
 from workers.nursery import Reporter
+from workers.service import map_state
 
 pytestmark = pytest.mark.worker
 
@@ -251,13 +252,13 @@ def test_figures_go_on_in_the_page(namespace: NetNamespace, tap: int) -> None:
 def test_null_nics_that_can_not_be(pairs: int, size: int) -> None:
     state = memfd()
     with pytest.raises(UsageError, match="null back end"):
-        NullNic(pairs, size, MAC, map_state(state), print)
+        NullNic(pairs, size, MAC, map_state("net", net.STATE_BYTES, state), print)
     os.close(state)
 
 
 def test_a_null_nic_offers_whatever_a_driver_may_have_acknowledged() -> None:
     state = memfd()
-    device = NullNic(4, 256, MAC, map_state(state), print)
+    device = NullNic(4, 256, MAC, map_state("net", net.STATE_BYTES, state), print)
     os.close(state)
     assert device.features() == net.SLOT_BACKEND_FEATURES
     assert device.queue_count == 9 and device.mac == MAC

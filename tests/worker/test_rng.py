@@ -16,7 +16,7 @@ from shared.vhost_user import messages as m
 from tests.support.blk_worker import ROOT
 from tests.support.ring_worker import Nest, RingWorker, alone
 from workers.errors import UsageError
-from workers.rng.program import open_source, parse
+from workers.rng.program import RngProgram, open_source
 from workers.rng.service import Service
 
 pytestmark = pytest.mark.worker
@@ -184,7 +184,7 @@ def test_capabilities_and_help() -> None:
     ["--fd=3", "--max-bytes=0", "--period=9"], ["--fd"]])
 def test_bad_command_lines(arguments: list[str]) -> None:
     with pytest.raises(UsageError):
-        parse(arguments)
+        RngProgram().parse(arguments)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "/", "/dev/nothing-here"])

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
-
-from shared.errors import StratovirtError
-from shared.statistics import page_bytes
 from shared.virtio import balloon
 from workers.balloon.device import BalloonDevice
 from workers.errors import UsageError
-from workers.ring_service import LATER, RingService, integer
-from workers.startup import confine
+from workers.ring_service import RingService
+from workers.service import LATER, descriptors, integer, map_page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,9 +30,7 @@ class Service(RingService):
                  log: Callable[[str], None]) -> None:
         integer("balloon", options, "num-queues", 0, balloon.QUEUES, balloon.QUEUES)
         size = integer("balloon", options, "queue-size", balloon.QUEUE_SIZE, 2, 1024)
-        memory = None
-        if page is not None:
-            memory = mmap.mmap(page, page_bytes("balloon", balloon.QUEUES))
+        memory = map_page("balloon", balloon.QUEUES, page)
         super().__init__("balloon", BalloonDevice(size, memory, log), log)
         self._waiting: list[object] = []  # serials of orders for statistics
 
@@ -70,15 +64,6 @@ def run(device: str, fds: dict[str, int], options: dict[str, object], reporter: 
     :param fds: vhost (the connected socket), and statistics if the core wants them.
     :raises StratovirtError: what the core is told as the reason of the end.
     """
-    if "vhost" not in fds:
-        raise UsageError("A balloon worker without the descriptor vhost")
+    [vhost] = descriptors("balloon", fds, "vhost")
     service = Service(options, fds.get("statistics"), reporter.log)
-    stages = confine(f"sv-balloon-{device}")
-    reporter.tell("started", stages=list(stages), engine=service.engine)
-    try:
-        service.serve(fds["vhost"], reporter)
-    except StratovirtError as error:
-        reporter.log(f"{error}")
-        raise
-    finally:
-        service.close()
+    service.run(f"sv-balloon-{device}", vhost, reporter)

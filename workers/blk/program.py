@@ -1,25 +1,18 @@
-"""The blk worker as a program of its own: vhost-user's "Backend program conventions".
-
-Source: QEMU, docs/interop/vhost-user.rst.  It opens what its command line names, then goes the
-same way as a worker that the core starts.
-"""
+"""The blk worker as a program of its own."""
 
 from __future__ import annotations
 
-import _socket
-import json
 import os
-import sys
 
 from shared import throttling
-from shared.sandbox.stages import parse_option
 from workers.errors import UsageError
+from workers.program import Program, choice, number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CAPABILITIES = {"type": "block", "features": ["read-only", "blk-file"]}
+    from workers.program import Maker
 
 USAGE = """\
 usage: python -m workers.blk (--socket-path=PATH | --fd=FD) --blk-file=PATH [options]
@@ -46,181 +39,79 @@ Serves one disk image to one vhost-user front end, then ends.
 """
 
 
-class Options:
-    """The command line."""
+class BlkProgram(Program):
+    """See USAGE."""
+
+    kind = "blk"
+    usage = USAGE
+    capabilities = {"type": "block", "features": ["read-only", "blk-file"]}
+    flags = ("read-only",)
 
     def __init__(self) -> None:
-        self.socket_path = ""
-        self.fd = -1
+        super().__init__()
         self.blk_file = ""
         self.read_only = False
         self.num_queues = 1
-        self.queue_size = 256
         self.serial = ""
         self.direct = False
         self.aio = "auto"
         self.discard = "ignore"
         self.detect_zeroes = "off"
         self.throttling: dict[str, int] = {}
-        self.sandbox_off: frozenset[str] = frozenset()
-        self.action = "serve"
 
+    def take(self, name: str, value: str) -> None:
+        """Its image and how it is served."""
+        match name:
+            case "blk-file":
+                self.blk_file = value
+            case "read-only":
+                self.read_only = choice(name, value or "on", ("on", "off")) == "on"
+            case "num-queues":
+                self.num_queues = number(name, value, 1, 32)
+            case "serial":
+                if len(value.encode("utf-8", "surrogateescape")) > 20:
+                    raise UsageError(f"--serial={value}: longer than 20 bytes")
+                self.serial = value
+            case "direct":
+                self.direct = choice(name, value, ("on", "off")) == "on"
+            case "aio":
+                self.aio = choice(name, value, ("auto", "io_uring", "threads"))
+            case "discard":
+                self.discard = choice(name, value, ("ignore", "unmap"))
+            case "detect-zeroes":
+                self.detect_zeroes = choice(name, value, ("off", "on", "unmap"))
+            case _ if name.removeprefix("throttling.") in throttling.OPTIONS:
+                limit = name.removeprefix("throttling.")
+                self.throttling[limit] = number(name, value, 0, throttling.largest(limit))
+            case _:
+                super().take(name, value)
 
-def _number(name: str, value: str, low: int, high: int) -> int:
-    if not (value.isascii() and value.isdigit()) or not low <= int(value[:12]) <= high:
-        raise UsageError(f"--{name}={value}: not a number from {low} to {high}")
-    return int(value)
+    def check(self) -> None:
+        """There is an image."""
+        if not self.blk_file:
+            raise UsageError("--blk-file is missing")
 
+    def open(self) -> tuple[Sequence[int], Maker]:
+        """The image."""
+        from workers.blk.service import Service
 
-def _choice(name: str, value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise UsageError(f"--{name}={value}: unknown", f"use one of: {', '.join(choices)}")
-    return value
+        image = self._open_image()
+        return (image,), lambda log: Service(image, {
+            "readonly": self.read_only, "num-queues": self.num_queues,
+            "queue-size": self.queue_size, "serial": self.serial, "aio": self.aio,
+            "discard": self.discard, "detect-zeroes": self.detect_zeroes,
+            "throttling": self.throttling}, None, log)
 
-
-def _set(options: Options, name: str, value: str) -> None:
-    match name:
-        case "socket-path":
-            options.socket_path = value
-        case "fd":
-            options.fd = _number(name, value, 0, 1 << 20)
-        case "blk-file":
-            options.blk_file = value
-        case "num-queues":
-            options.num_queues = _number(name, value, 1, 32)
-        case "queue-size":
-            options.queue_size = _number(name, value, 2, 1024)
-            if options.queue_size & (options.queue_size - 1):
-                raise UsageError(f"--queue-size={value}: not a power of two")
-        case "serial":
-            if len(value.encode("utf-8", "surrogateescape")) > 20:
-                raise UsageError(f"--serial={value}: longer than 20 bytes")
-            options.serial = value
-        case "direct":
-            options.direct = _choice(name, value, ("on", "off")) == "on"
-        case "aio":
-            options.aio = _choice(name, value, ("auto", "io_uring", "threads"))
-        case "discard":
-            options.discard = _choice(name, value, ("ignore", "unmap"))
-        case "sandbox":
-            options.sandbox_off = parse_option(value)
-        case "detect-zeroes":
-            options.detect_zeroes = _choice(name, value, ("off", "on", "unmap"))
-        case _ if name.removeprefix("throttling.") in throttling.OPTIONS:
-            limit = name.removeprefix("throttling.")
-            options.throttling[limit] = _number(name, value, 0, throttling.largest(limit))
-        case _:
-            raise UsageError(f"--{name}: unknown option", "--help lists all")
-
-
-def parse(arguments: Sequence[str]) -> Options:
-    """The options of a command line; `--name value` and `--name=value` are the same.
-
-    :raises UsageError: an unknown option or a bad value.
-    """
-    options = Options()
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if not argument.startswith("--"):
-            raise UsageError(f"{argument}: not an option", "--help lists all")
-        name, equals, value = argument[2:].partition("=")
-        if name in ("help", "print-capabilities") and not equals:
-            options.action = name
-            return options
-        if name == "read-only" and (not equals or value in ("on", "off")):
-            options.read_only = value != "off"
-            continue
-        if not equals:
-            if not rest:
-                raise UsageError(f"--{name}: needs a value")
-            value = rest.pop(0)
-        _set(options, name, value)
-    if bool(options.socket_path) == (options.fd >= 0):
-        raise UsageError("Give exactly one of --socket-path and --fd")
-    if not options.blk_file:
-        raise UsageError("--blk-file is missing")
-    return options
-
-
-def open_image(options: Options) -> int:
-    """The image's descriptor.
-
-    :raises UsageError: it can't be opened.
-    """
-    flags = os.O_CLOEXEC | (os.O_RDONLY if options.read_only else os.O_RDWR)
-    if options.direct:
-        flags |= os.O_DIRECT
-    try:
-        return os.open(options.blk_file, flags)
-    except OSError as error:
-        raise UsageError(f"--blk-file={options.blk_file}: {error.strerror}") from error
-
-
-def connect(options: Options) -> int:
-    """A connected socket: the given one, or the first that connects.
-
-    :raises UsageError: not a socket, or the path can't be had.
-    """
-    try:
-        if options.fd >= 0:
-            peer = _socket.socket(-1, -1, -1, options.fd)
-            if not peer.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
-                return peer.detach()
-        else:
-            peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-            peer.bind(options.socket_path)
-            peer.listen(1)
-        fd, _ = peer._accept()  # type: ignore[attr-defined]  # what socket.accept() calls
-        peer.close()
-        if options.socket_path:
-            os.unlink(options.socket_path)
-        return int(fd)
-    except OSError as error:
-        where = f"--socket-path={options.socket_path}" if options.socket_path else "--fd"
-        raise UsageError(f"{where}: {error.strerror}") from error
+    def _open_image(self) -> int:
+        flags = os.O_CLOEXEC | (os.O_RDONLY if self.read_only else os.O_RDWR)
+        if self.direct:
+            flags |= os.O_DIRECT
+        try:
+            return os.open(self.blk_file, flags)
+        except OSError as error:
+            raise UsageError(f"--blk-file={self.blk_file}: {error.strerror}") from error
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code: 0 after the front end left, 1 with one line on stderr for every error."""
-    from shared.errors import StratovirtError
-    from workers.startup import end_alone
-
-    try:
-        options = parse(arguments)
-        if options.action == "help":
-            print(USAGE, end="")
-            return 0
-        if options.action == "print-capabilities":
-            print(json.dumps(CAPABILITIES))
-            return 0
-        status = _serve(options)
-    except StratovirtError as error:
-        print(f"workers.blk: {error}", file=sys.stderr)
-        status = 1
-    return end_alone(status)
-
-
-def _serve(options: Options) -> int:
-    from workers.blk.service import Service
-    from workers.startup import confine, enter_alone, keep_only
-
-    image = open_image(options)
-    fd = connect(options)
-    keep_only((image, fd))
-    enter_alone("blk", options.sandbox_off)
-
-    def log(text: str) -> None:
-        print(f"workers.blk: {text}", file=sys.stderr, flush=True)
-
-    service = Service(image, {
-        "readonly": options.read_only, "num-queues": options.num_queues,
-        "queue-size": options.queue_size, "serial": options.serial, "aio": options.aio,
-        "discard": options.discard, "detect-zeroes": options.detect_zeroes,
-        "throttling": options.throttling}, None, log)
-    confine("sv-blk")
-    try:
-        service.serve(fd)
-    finally:
-        service.close()
-    return 0
+    """See Program.main."""
+    return BlkProgram().main(arguments)

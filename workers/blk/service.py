@@ -5,24 +5,20 @@ The nursery (for the core) and `program.py` (alone) both end up here.
 
 from __future__ import annotations
 
-import mmap
 import posix as os
 import select
 import time
 
 from shared import throttling
-from shared.errors import StratovirtError
-from shared.statistics import page_bytes
-from shared.vhost_user.backend import Backend
-from shared.vhost_user.errors import ConnectionLostError
 from workers.blk.device import MAX_QUEUES, BlkDevice, choose_engine
 from workers.blk.disk import Disk
 from workers.blk.failures import Failures
 from workers.errors import UsageError
+from workers.service import DeviceService, flag, integer, map_page, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping
 
     from workers.nursery import Reporter
 
@@ -30,44 +26,19 @@ if TYPE_CHECKING:
 CHANGE_LIMIT = 2.0
 
 
-def _integer(options: Mapping[str, object], name: str, default: int, low: int, high: int) -> int:
-    value = options.get(name, default)
-    if not isinstance(value, int) or not low <= value <= high:
-        raise UsageError(f"Option {name} of a blk worker is {value!r}", f"{low} to {high}")
-    return value
-
-
-def _text(options: Mapping[str, object], name: str, default: str,
-          choices: Sequence[str] = ()) -> str:
-    value = options.get(name, default)
-    if choices and value not in choices:
-        raise UsageError(f"Option {name} of a blk worker is {value!r}",
-                         f"use one of: {', '.join(choices)}")
-    if not isinstance(value, str):
-        raise UsageError(f"Option {name} of a blk worker is {value!r}", "it must be text")
-    return value
-
-
-def _flag(options: Mapping[str, object], name: str) -> bool:
-    value = options.get(name, False)
-    if not isinstance(value, bool):
-        raise UsageError(f"Option {name} of a blk worker is {value!r}", "it is true or false")
-    return value
-
-
 def _limits(options: Mapping[str, object]) -> dict[str, int]:
     value = options.get("throttling", {})
     if not isinstance(value, dict) or not set(value) <= set(throttling.OPTIONS):
         raise UsageError(f"Option throttling of a blk worker is {value!r}",
                          f"a map with {', '.join(throttling.OPTIONS)}")
-    limits = {name: _integer(value, name, 0, 0, throttling.largest(name)) for name in value}
+    limits = {name: integer("blk", value, name, 0, 0, throttling.largest(name)) for name in value}
     complaint = throttling.complaint(limits)
     if complaint:
         raise UsageError(f"A blk worker's limits: {complaint}")
     return limits
 
 
-class Service:
+class Service(DeviceService):
     """Everything that exists before the first byte of the front end is read.
 
     :param image: descriptor of the image; stays the caller's.
@@ -76,62 +47,33 @@ class Service:
     :raises WorkerError, SharedError: an option or the image does not hold.
     """
 
+    device: BlkDevice
+    _failures: Failures  # while a front end is served
+
     def __init__(self, image: int, options: Mapping[str, object], page: int | None,
                  log: Callable[[str], None]) -> None:
-        self._log = log
-        queues = _integer(options, "num-queues", 1, 1, MAX_QUEUES)
-        queue_size = _integer(options, "queue-size", 256, 2, 1024)
-        slot = _flag(options, "slot")
-        disk = Disk(image, _flag(options, "readonly"),
-                    _text(options, "discard", "ignore", ("ignore", "unmap")) == "unmap",
-                    _text(options, "serial", ""), small_blocks=slot,
-                    detect_zeroes=_text(options, "detect-zeroes", "off", ("off", "on", "unmap")))
-        self.engine = choose_engine(_text(options, "aio", "auto"))
-        memory = None if page is None else mmap.mmap(page, page_bytes("blk", queues))
-        self.device = BlkDevice(disk, queues, queue_size, self.engine, memory, log, slot)
+        queues = integer("blk", options, "num-queues", 1, 1, MAX_QUEUES)
+        queue_size = integer("blk", options, "queue-size", 256, 2, 1024)
+        slot = flag("blk", options, "slot")
+        disk = Disk(image, flag("blk", options, "readonly"),
+                    text("blk", options, "discard", "ignore", ("ignore", "unmap")) == "unmap",
+                    text("blk", options, "serial", ""), small_blocks=slot,
+                    detect_zeroes=text("blk", options, "detect-zeroes", "off",
+                                       ("off", "on", "unmap")))
+        self.engine = choose_engine(text("blk", options, "aio", "auto"))
+        super().__init__("blk", BlkDevice(disk, queues, queue_size, self.engine,
+                                          map_page("blk", queues, page), log, slot), log)
         self.device.set_limits(_limits(options))
 
     def serve(self, fd: int, control: Reporter | None = None) -> None:
-        """Serve the front end on `fd` until it closes the connection.
-
-        :param control: where orders come from and I/O errors go to; None: to the log.
-        :raises VhostUserError: the front end broke the protocol.
-        """
-        backend = Backend(self.device, fd, self._log)
-        failures = Failures(self.device, self._reporter(control))
+        """Also tell of I/O errors: the core, or without one the log."""
+        self._failures = Failures(self.device, self._reporter(control))
         try:
-            self._loop(backend, failures, control)
-        except ConnectionLostError:
-            pass
+            super().serve(fd, control)
         finally:
-            backend.close()
             # What failed last, while the rings were stopped.
-            failures.collect()
-            failures.close()
-
-    def _loop(self, backend: Backend, failures: Failures, control: Reporter | None) -> None:
-        poll = select.poll()
-        poll.register(backend.fileno(), select.POLLIN)
-        poll.register(failures.fileno(), select.POLLIN)
-        if control is not None:
-            poll.register(control.fileno(), select.POLLIN)
-        while True:
-            limit = failures.wait_limit()
-            poll.modify(failures.fileno(), select.POLLIN if limit is None else 0)
-            ready = [fd for fd, _ in poll.poll(None if limit is None else 1000 * limit)]
-            if backend.fileno() in ready:
-                backend.handle_one()
-                if self.device.capacity_changed:
-                    self.device.capacity_changed = False
-                    backend.config_changed(time.monotonic() + CHANGE_LIMIT)
-            if control is not None and control.fileno() in ready:
-                message = control.receive()
-                if message is None:
-                    poll.unregister(control.fileno())
-                    control = None
-                else:
-                    self._obey(message, backend, control)
-            failures.collect()
+            self._failures.collect()
+            self._failures.close()
 
     def _reporter(self, control: Reporter | None) -> Callable[[str, int, int], None]:
         def report(operation: str, error: int, count: int) -> None:
@@ -141,22 +83,34 @@ class Service:
                 control.tell("io-error", operation=operation, errno=error, count=count)
         return report
 
-    def _obey(self, message: Mapping[str, object], backend: Backend, control: Reporter) -> None:
-        """Do what the core asks for; every order is answered with its serial."""
-        serial = message.get("serial")
-        try:
-            match message.get("type"):
-                case "resize":
-                    if self.device.resize():
-                        backend.config_changed(time.monotonic() + CHANGE_LIMIT)
-                case "limits":
-                    self.device.set_limits(_limits(message))
-                case _:
-                    raise UsageError(f"A blk worker knows no {message.get('type')!r}")
-            control.tell("done", serial=serial)
-        except StratovirtError as error:
-            control.tell("failed", serial=serial, text=str(error))
+    def watch(self, poll: select.poll) -> None:
+        """I/O errors, unless the next report of them has to wait."""
+        waits = self._failures.wait_limit() is not None
+        poll.register(self._failures.fileno(), 0 if waits else select.POLLIN)
 
-    def close(self) -> None:
-        """Stop every queue."""
-        self.device.close()
+    def wait_limit(self) -> float | None:
+        """Until the next report of I/O errors."""
+        limit = self._failures.wait_limit()
+        return None if limit is None else 1000 * limit
+
+    def attend(self, ready: Container[int], control: Reporter | None) -> None:
+        """Errors to report; a capacity that the front end has to hear of."""
+        self._failures.collect()
+        self._tell_capacity()
+
+    def _tell_capacity(self) -> None:
+        if self.device.capacity_changed and self.backend is not None:
+            self.device.capacity_changed = False
+            self.backend.config_changed(time.monotonic() + CHANGE_LIMIT)
+
+    def obey(self, order: Mapping[str, object]) -> object:
+        """`resize`: look how large the image is; `limits` {throttling}."""
+        match order.get("type"):
+            case "resize":
+                self.device.capacity_changed |= self.device.resize()
+                self._tell_capacity()
+            case "limits":
+                self.device.set_limits(_limits(order))
+            case _:
+                return super().obey(order)
+        return None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from shared.errors import StratovirtError
 from workers.blk.service import Service
-from workers.errors import UsageError
-from workers.startup import confine
+from workers.service import descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,17 +16,6 @@ def run(device: str, fds: dict[str, int], options: dict[str, object], reporter: 
     :param fds: vhost (the connected socket), image, and statistics if the core wants them.
     :raises StratovirtError: what the core is told as the reason of the end.
     """
-    try:
-        vhost, image = fds["vhost"], fds["image"]
-    except KeyError as error:
-        raise UsageError(f"A blk worker without the descriptor {error}") from error
+    vhost, image = descriptors("blk", fds, "vhost", "image")
     service = Service(image, options, fds.get("statistics"), reporter.log)
-    stages = confine(f"sv-blk-{device}")
-    reporter.tell("started", stages=list(stages), engine=service.engine)
-    try:
-        service.serve(vhost, reporter)
-    except StratovirtError as error:
-        reporter.log(f"{error}")
-        raise
-    finally:
-        service.close()
+    service.run(f"sv-blk-{device}", vhost, reporter)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import _stat as stat
-import mmap
 import posix as os
 
-from shared.statistics import page_bytes
 from shared.virtio.console import (
     MAX_NAME,
     MAX_PORTS,
@@ -16,20 +14,14 @@ from shared.virtio.console import (
 )
 from workers.console.device import ConsoleDevice, Port
 from workers.errors import UsageError
-from workers.ring_service import RingService, integer
+from workers.ring_service import RingService
+from workers.service import flag, integer, map_page, map_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _PORT_OPTIONS = {"nr", "console", "open", "name", "cols", "rows"}
-
-
-def _flag(port: Mapping[str, object], name: str) -> bool:
-    value = port.get(name, False)
-    if not isinstance(value, bool):
-        raise UsageError(f"Option {name} of a console worker is {value!r}", "it is true or false")
-    return value
 
 
 def _name(port: Mapping[str, object]) -> bytes:
@@ -61,20 +53,11 @@ def parse_ports(options: Mapping[str, object], max_ports: int, fds: Mapping[str,
         if fd < 0 or not stat.S_ISSOCK(os.fstat(fd).st_mode) or nr in [p.nr for p in ports]:
             raise UsageError(f"A console worker's port {nr} without a socket, or twice",
                              f"one descriptor port{nr}")
-        ports.append(Port(nr, fd, _flag(port, "console"), _flag(port, "open"), _name(port),
+        ports.append(Port(nr, fd, flag("console", port, "console"),
+                          flag("console", port, "open"), _name(port),
                           integer("console", port, "cols", 0, 0, 0xFFFF),
                           integer("console", port, "rows", 0, 0, 0xFFFF)))
     return ports
-
-
-def map_state(fd: int) -> mmap.mmap:
-    """What a predecessor left.
-
-    :raises UsageError: the file is too short.
-    """
-    if os.fstat(fd).st_size < STATE_BYTES:
-        raise UsageError("A console worker's state is too short", f"{STATE_BYTES} bytes")
-    return mmap.mmap(fd, STATE_BYTES)
 
 
 class Service(RingService):
@@ -93,11 +76,10 @@ class Service(RingService):
         integer("console", options, "num-queues", queues, queues, queues)
         ports = parse_ports(options, max_ports, fds)
         size = integer("console", options, "queue-size", PORT_QUEUE_SIZE, 2, 1024)
-        page, state = fds.get("statistics"), fds.get("state")
+        state = fds.get("state")
         device = ConsoleDevice(
-            ports, max_ports, size,
-            None if page is None else mmap.mmap(page, page_bytes("console", queues)),
-            None if state is None else map_state(state), log)
+            ports, max_ports, size, map_page("console", queues, fds.get("statistics")),
+            None if state is None else map_state("console", STATE_BYTES, state), log)
         super().__init__("console", device, log)
         self._console = device
 
@@ -105,7 +87,7 @@ class Service(RingService):
         """`open` {nr, open}: somebody is at the host's end, or not; `size` {nr, cols, rows}."""
         match order.get("type"):
             case "open":
-                self._console.set_open(self._nr(order), _flag(order, "open"))
+                self._console.set_open(self._nr(order), flag("console", order, "open"))
             case "size":
                 self._console.set_size(self._nr(order),
                                        integer("console", order, "cols", 0, 0, 0xFFFF),

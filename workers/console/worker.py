@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from shared.errors import StratovirtError
 from workers.console.service import Service
-from workers.errors import UsageError
-from workers.startup import confine
+from workers.service import descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,15 +17,5 @@ def run(device: str, fds: dict[str, int], options: dict[str, object], reporter: 
         if the core wants them, statistics and state.
     :raises StratovirtError: what the core is told as the reason of the end.
     """
-    if "vhost" not in fds:
-        raise UsageError("A console worker without the descriptor vhost")
-    service = Service(fds, options, reporter.log)
-    stages = confine(f"sv-con-{device}")
-    reporter.tell("started", stages=list(stages), engine=service.engine)
-    try:
-        service.serve(fds["vhost"], reporter)
-    except StratovirtError as error:
-        reporter.log(f"{error}")
-        raise
-    finally:
-        service.close()
+    [vhost] = descriptors("console", fds, "vhost")
+    Service(fds, options, reporter.log).run(f"sv-con-{device}", vhost, reporter)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from shared.errors import StratovirtError
-from workers.errors import UsageError
 from workers.net.service import Service
-from workers.startup import confine
+from workers.service import descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,16 +17,7 @@ def run(device: str, fds: dict[str, int], options: dict[str, object], reporter: 
         statistics and state.
     :raises StratovirtError: what the core is told as the reason of the end.
     """
+    vhost, _ = descriptors("net", fds, "vhost", "tap0")
     taps = [fds[f"tap{i}"] for i in range(len(fds)) if f"tap{i}" in fds]
-    if "vhost" not in fds or not taps:
-        raise UsageError("A net worker without the descriptors vhost and tap0")
     service = Service(taps, options, fds.get("statistics"), fds.get("state"), reporter.log)
-    stages = confine(f"sv-net-{device}")
-    reporter.tell("started", stages=list(stages), engine=service.engine)
-    try:
-        service.serve(fds["vhost"], reporter)
-    except StratovirtError as error:
-        reporter.log(f"{error}")
-        raise
-    finally:
-        service.close()
+    service.run(f"sv-net-{device}", vhost, reporter)

@@ -12,10 +12,10 @@ import select
 
 from shared.errors import StratovirtError
 from shared.vhost_user.backend import Backend
-from workers.console.service import map_state as map_console_state
+from shared.virtio import console, net
 from workers.errors import UsageError
-from workers.net.service import map_state
 from workers.null.device import NullBalloon, NullConsole, NullDisk, NullNic, empty_image
+from workers.service import map_state
 from workers.startup import confine
 
 TYPE_CHECKING = False
@@ -102,9 +102,11 @@ class Service:
                 return NullDisk(queues, size, self._image, self._reporter.log)
             if (message.get("device") == "net" and len(fds) == 2 and isinstance(mac, bytes)
                     and len(mac) == MAC_BYTES):
-                return NullNic(queues, size, mac, map_state(fds[1]), self._reporter.log)
+                state = map_state("net", net.STATE_BYTES, fds[1])
+                return NullNic(queues, size, mac, state, self._reporter.log)
             if message.get("device") == "console" and len(fds) == 2:
-                return NullConsole(queues, size, map_console_state(fds[1]), self._reporter.log)
+                state = map_state("console", console.STATE_BYTES, fds[1])
+                return NullConsole(queues, size, state, self._reporter.log)
             if message.get("device") == "balloon" and len(fds) == 1:
                 return NullBalloon(size, self._reporter.log)
         raise UsageError(f"A null worker can't be this: {message!r:.200}")

@@ -1,24 +1,18 @@
-"""The rng worker as a program of its own: vhost-user's "Backend program conventions".
-
-Source: QEMU, docs/interop/vhost-user.rst.  It opens what its command line names, then goes the
-same way as a worker that the core starts.
-"""
+"""The rng worker as a program of its own."""
 
 from __future__ import annotations
 
 import os
 import stat
-import sys
 
-from shared.sandbox.stages import parse_option
 from workers.errors import UsageError
-from workers.program import connect, number, split
+from workers.program import Program, number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CAPABILITIES: dict[str, object] = {"type": "rng"}
+    from workers.program import Maker
 
 USAGE = """\
 usage: python -m workers.rng (--socket-path=PATH | --fd=FD) [options]
@@ -38,58 +32,6 @@ Gives random bytes to one vhost-user front end, then ends.
 """
 
 
-class Options:
-    """The command line."""
-
-    def __init__(self) -> None:
-        self.socket_path = ""
-        self.fd = -1
-        self.filename = "/dev/urandom"
-        self.numbers: dict[str, object] = {}
-        self.sandbox_off: frozenset[str] = frozenset()
-        self.action = "serve"
-
-
-def _set(options: Options, name: str, value: str) -> None:
-    match name:
-        case "help" | "print-capabilities":
-            options.action = name
-        case "socket-path":
-            options.socket_path = value
-        case "fd":
-            options.fd = number(name, value, 0, 1 << 20)
-        case "filename":
-            options.filename = value
-        case "max-bytes" | "period":
-            options.numbers[name] = number(name, value, 1, 0xFFFFFFFF)
-        case "queue-size":
-            size = number(name, value, 2, 1024)
-            if size & (size - 1):
-                raise UsageError(f"--queue-size={value}: not a power of two")
-            options.numbers[name] = size
-        case "sandbox":
-            options.sandbox_off = parse_option(value)
-        case _:
-            raise UsageError(f"--{name}: unknown option", "--help lists all")
-
-
-def parse(arguments: Sequence[str]) -> Options:
-    """The options of a command line.
-
-    :raises UsageError: an unknown option or a bad value.
-    """
-    options = Options()
-    for name, value in split(arguments, ("help", "print-capabilities")):
-        _set(options, name, value)
-        if options.action != "serve":
-            return options
-    if bool(options.socket_path) == (options.fd >= 0):
-        raise UsageError("Give exactly one of --socket-path and --fd")
-    if ("max-bytes" in options.numbers) != ("period" in options.numbers):
-        raise UsageError("Give both --max-bytes and --period, or neither")
-    return options
-
-
 def open_source(path: str) -> int:
     """A descriptor of random bytes.
 
@@ -106,44 +48,42 @@ def open_source(path: str) -> int:
     return fd
 
 
+class RngProgram(Program):
+    """See USAGE."""
+
+    kind = "rng"
+    usage = USAGE
+    capabilities = {"type": "rng"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filename = "/dev/urandom"
+        self.limit: dict[str, object] = {}
+
+    def take(self, name: str, value: str) -> None:
+        """Its source and its limit."""
+        match name:
+            case "filename":
+                self.filename = value
+            case "max-bytes" | "period":
+                self.limit[name] = number(name, value, 1, 0xFFFFFFFF)
+            case _:
+                super().take(name, value)
+
+    def check(self) -> None:
+        """A limit has two halves."""
+        if len(self.limit) == 1:
+            raise UsageError("Give both --max-bytes and --period, or neither")
+
+    def open(self) -> tuple[Sequence[int], Maker]:
+        """The source."""
+        from workers.rng.service import Service
+
+        source = open_source(self.filename)
+        return (source,), lambda log: Service(source, {
+            "queue-size": self.queue_size, **self.limit}, None, log)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Exit code: 0 after the front end left, 1 with one line on stderr for every error."""
-    from shared.errors import StratovirtError
-    from workers.startup import end_alone
-
-    try:
-        options = parse(arguments)
-        if options.action == "help":
-            print(USAGE, end="")
-            return 0
-        if options.action == "print-capabilities":
-            import json
-
-            print(json.dumps(CAPABILITIES))
-            return 0
-        status = _serve(options)
-    except StratovirtError as error:
-        print(f"workers.rng: {error}", file=sys.stderr)
-        status = 1
-    return end_alone(status)
-
-
-def _serve(options: Options) -> int:
-    from workers.rng.service import Service
-    from workers.startup import confine, enter_alone, keep_only
-
-    source = open_source(options.filename)
-    fd = connect(options.socket_path, options.fd)
-    keep_only((source, fd))
-    enter_alone("rng", options.sandbox_off)
-
-    def log(text: str) -> None:
-        print(f"workers.rng: {text}", file=sys.stderr, flush=True)
-
-    service = Service(source, options.numbers, None, log)
-    confine("sv-rng")
-    try:
-        service.serve(fd)
-    finally:
-        service.close()
-    return 0
+    """See Program.main."""
+    return RngProgram().main(arguments)

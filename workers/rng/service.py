@@ -5,13 +5,12 @@ The nursery (for the core) and `program.py` (alone) both end up here.
 
 from __future__ import annotations
 
-import mmap
 import posix as os
 
-from shared.statistics import page_bytes
 from workers.errors import UsageError
-from workers.ring_service import RingService, integer
+from workers.ring_service import RingService
 from workers.rng.device import RngDevice
+from workers.service import integer, map_page
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ class Service(RingService):
             raise UsageError(f"An rng worker with the limit {limit} bytes in {period} ms",
                              "both or neither, and at least a byte a second")
         os.set_blocking(source, False)
-        memory = None if page is None else mmap.mmap(page, page_bytes("rng", 1))
-        super().__init__("rng", RngDevice(
-            source, limit, period, integer("rng", options, "queue-size", 256, 2, 1024), memory,
-            log), log)
+        size = integer("rng", options, "queue-size", 256, 2, 1024)
+        super().__init__("rng", RngDevice(source, limit, period, size, map_page("rng", 1, page),
+                                          log), log)

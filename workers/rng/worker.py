@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from shared.errors import StratovirtError
-from workers.errors import UsageError
 from workers.rng.service import Service
-from workers.startup import confine
+from workers.service import descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,17 +17,6 @@ def run(device: str, fds: dict[str, int], options: dict[str, object], reporter: 
         wants them.
     :raises StratovirtError: what the core is told as the reason of the end.
     """
-    try:
-        vhost, source = fds["vhost"], fds["source"]
-    except KeyError as error:
-        raise UsageError(f"An rng worker without the descriptor {error}") from error
+    vhost, source = descriptors("rng", fds, "vhost", "source")
     service = Service(source, options, fds.get("statistics"), reporter.log)
-    stages = confine(f"sv-rng-{device}")
-    reporter.tell("started", stages=list(stages), engine=service.engine)
-    try:
-        service.serve(vhost, reporter)
-    except StratovirtError as error:
-        reporter.log(f"{error}")
-        raise
-    finally:
-        service.close()
+    service.run(f"sv-rng-{device}", vhost, reporter)

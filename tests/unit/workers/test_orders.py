@@ -101,12 +101,8 @@ class Case:
             service._obey(order, [DESCRIPTORS[name]() for name in descriptors])
             for fd in list(service._connections):
                 service._handle(fd)
-        elif isinstance(service, NetService):
-            service._obey(order, self.reporter)
-        elif isinstance(service, BlkService):
-            service._obey(order, None, self.reporter)  # type: ignore[arg-type]
         else:
-            service._answer(order, self.reporter)
+            service.answer(order, self.reporter)
 
     def close(self) -> None:
         self.service.close()

@@ -9,20 +9,24 @@ from pathlib import Path
 
 import pytest
 
+from shared.errors import StratovirtError
+from workers.blk.program import BlkProgram
 from workers.errors import UsageError
-from workers.program import connect, number, split
+from workers.net.program import NetProgram
+from workers.program import Program, connect, number, split
+from workers.rng.program import RngProgram
 
 
 def test_both_forms_of_an_option() -> None:
-    assert split(["--fd=3", "--name", "x", "--help"], ["help"]) == [
+    assert list(split(["--fd=3", "--name", "x", "--help"], ["help"])) == [
         ("fd", "3"), ("name", "x"), ("help", "")]
-    assert split(["--text=a=b", "--empty="], []) == [("text", "a=b"), ("empty", "")]
+    assert list(split(["--text=a=b", "--empty="], [])) == [("text", "a=b"), ("empty", "")]
 
 
 @pytest.mark.parametrize("arguments", [["fd=3"], ["-f", "3"], ["--fd"], [""]])
 def test_what_is_no_option(arguments: list[str]) -> None:
     with pytest.raises(UsageError):
-        split(arguments, ["help"])
+        list(split(arguments, ["help"]))
 
 
 def test_numbers() -> None:
@@ -36,6 +40,45 @@ def test_numbers() -> None:
 def test_numbers_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--n="):
         number("n", text, 0, 10)
+
+
+NEEDED = {BlkProgram: ["--blk-file=x"], NetProgram: ["--tap=x"], RngProgram: []}
+
+
+@pytest.mark.parametrize("program", NEEDED)
+def test_what_all_command_lines_have(program: type[Program]) -> None:
+    parsed = program()
+    parsed.parse([*NEEDED[program], "--fd=3", "--queue-size", "64", "--sandbox=on,seccomp=off"])
+    assert (parsed.fd, parsed.socket_path, parsed.queue_size, parsed.sandbox_off,
+            parsed.action) == (3, "", 64, frozenset({"seccomp"}), "serve")
+    for option in ("help", "print-capabilities"):
+        asked = program()
+        asked.parse([f"--{option}", "nonsense"])
+        assert asked.action == option
+
+
+@pytest.mark.parametrize("program", NEEDED)
+@pytest.mark.parametrize("wrong", [
+    ["--fd=3", "--socket-path=x"], [], ["--fd=-1"], ["--fd=1048577"], ["--fd=3", "--queue-size=3"],
+    ["--fd=3", "--queue-size=1"], ["--fd=3", "--queue-size=2048"], ["--fd=3", "--sandbox=maybe"],
+    ["--fd=3", "--other=1"]])
+def test_what_no_command_line_has(program: type[Program], wrong: list[str]) -> None:
+    with pytest.raises(StratovirtError):
+        program().parse([*NEEDED[program], *wrong])
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["--read-only"], True), (["--read-only=on"], True), (["--read-only=off"], False), ([], False)])
+def test_a_flag_with_a_value_or_none(arguments: list[str], expected: bool) -> None:
+    program = BlkProgram()
+    program.parse(["--fd=3", "--blk-file=x", *arguments])
+    assert program.read_only is expected
+
+
+@pytest.mark.parametrize("value", ["9" * 19, "1" + "0" * 12 + "x", "-1", ""])
+def test_a_limit_beyond_all_numbers(value: str) -> None:
+    with pytest.raises(UsageError, match="--throttling"):
+        BlkProgram().parse(["--fd=3", "--blk-file=x", f"--throttling.bps-total={value}"])
 
 
 def test_the_first_connection_is_taken(tmp_path: Path) -> None:
