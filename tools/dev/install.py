@@ -1,16 +1,20 @@
 """Brings a machine to the state in which the project builds: packages, environment, modules.
 
-Every step looks first and does nothing where nothing is to be done.
+Every step looks first and does nothing where nothing is to be done. What two of them at once
+would spoil is done under a lock.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +51,19 @@ def run(command: list[str], **options: object) -> None:
         raise DevError(f"failed ({done.returncode}): {' '.join(command)}")
 
 
+@contextlib.contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Hold build/NAME.lock: one `./dev` at a time makes what has this name; others wait."""
+    BUILD.mkdir(exist_ok=True)
+    with (BUILD / f"{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another ./dev, which makes the same ({name})")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def packages(*jobs: str) -> None:
     """Install the Debian packages of these jobs, if any is missing.
 
@@ -75,18 +92,31 @@ def _installed(package: str) -> bool:
 
 
 def python() -> Path:
-    """The environment's interpreter, made and filled if need be."""
+    """The environment's interpreter, made and filled if need be.
+
+    :raises DevError: it would have to be made in the place of a link.
+    """
     path = VENV / "bin/python"
     stamp = VENV / "requirements.stamp"
     interpreter = os.path.realpath(sys.executable)
     key = "\n".join([interpreter, *requirements()])
-    if path.exists() and stamp.exists() and stamp.read_text() == key:
+
+    def fits() -> bool:
+        return path.exists() and stamp.exists() and stamp.read_text() == key
+
+    if fits():
         return path
-    say("making the virtual environment")
-    run([interpreter, "-m", "venv", "--clear", str(VENV)])
-    run([str(path), "-m", "pip", "install", "-q", "--disable-pip-version-check",
-         *requirements()])
-    stamp.write_text(key)
+    with lock("venv"):
+        if fits():  # another ./dev has made it
+            return path
+        if VENV.is_symlink():
+            raise DevError(f"{VENV} is a link to {os.readlink(VENV)}, whose content doesn't fit; to "
+                           "make it anew would destroy what others may use: remove the link")
+        say("making the virtual environment")
+        run([interpreter, "-m", "venv", "--clear", str(VENV)])
+        run([str(path), "-m", "pip", "install", "-q", "--disable-pip-version-check",
+             *requirements()])
+        stamp.write_text(key)
     return path
 
 
@@ -122,17 +152,23 @@ def native(sanitize: bool = False) -> None:
                if p.suffix in (".c", ".h") or p.name == "build.py"]
     key = _digest([p for p in sources if not p.name.startswith("_")])
     folder = BUILD / "asan" if sanitize else ROOT
-    built = all((folder / f"native/_{m}.so").exists() for m in ("core", "dataplane", "net",
-                                                                    "devices", "sandbox"))
-    if built and stamp.exists() and stamp.read_text() == key:
+
+    def fits() -> bool:
+        built = all((folder / f"native/_{m}.so").exists()
+                    for m in ("core", "dataplane", "net", "devices", "sandbox"))
+        return built and stamp.exists() and stamp.read_text() == key
+
+    if fits():
         return
-    say(f"building the native modules{' with ASAN and UBSAN' if sanitize else ''}")
-    began = time.monotonic()
-    extra = ["--sanitize", "--out", str(folder)] if sanitize else []
-    run([str(python()), "native/build.py", *extra], stdout=subprocess.DEVNULL)
-    stamp.parent.mkdir(exist_ok=True)
-    stamp.write_text(key)
-    say(f"built in {time.monotonic() - began:.0f} s")
+    with lock(name):
+        if fits():
+            return
+        say(f"building the native modules{' with ASAN and UBSAN' if sanitize else ''}")
+        began = time.monotonic()
+        extra = ["--sanitize", "--out", str(folder)] if sanitize else []
+        run([str(python()), "native/build.py", *extra], stdout=subprocess.DEVNULL)
+        stamp.write_text(key)
+        say(f"built in {time.monotonic() - began:.0f} s")
 
 
 def command() -> Path:
@@ -144,12 +180,13 @@ def command() -> Path:
     source = ROOT / "native/launcher/stratovirt.c"
     interpreter = os.path.realpath(VENV / "bin/python")
     site = next((VENV / "lib").glob("python3*/site-packages"))
-    if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        run(["gcc", "-O2", "-static-pie", "-Wall", "-Wextra", "-Werror",
-             f'-DSV_PYTHON="{interpreter}"', f'-DSV_PATHS="{ROOT}:{site}"',
-             "-o", str(target), str(source)])
-    compile_modules()
+    with lock("command"):
+        if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            run(["gcc", "-O2", "-static-pie", "-Wall", "-Wextra", "-Werror",
+                 f'-DSV_PYTHON="{interpreter}"', f'-DSV_PATHS="{ROOT}:{site}"',
+                 "-o", str(target), str(source)])
+        compile_modules()
     return target
 
 
