@@ -7,7 +7,6 @@ where Python costs 18 times what it costs on a processor.  Goal: ratio ≤ 1.0.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import vmms
-from bench.report import ROOT, BenchError, Goal, Report, parse, parser, ratios, show
+from bench.lab import in_lab, inside
+from bench.report import BenchError, Goal, Report, parse, parser, ratios, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,24 +89,12 @@ def rounds(setting: dict[str, Any], append: str, count: int) -> dict[str, list[l
     return found
 
 
-def in_lab(setting: dict[str, Any], append: str, count: int) -> dict[str, list[list[float]]]:
+def rounds_in_lab(setting: dict[str, Any], append: str, count: int
+                  ) -> dict[str, list[list[float]]]:
     """`rounds` in a fresh lab."""
-    from tests.lab.lab import Lab, retrying
-
-    def once() -> dict[str, list[list[float]]]:
-        with Lab.acquire() as lab:
-            (lab.share / "plan").write_text(json.dumps([setting, append, count]))
-            lab.run(f"cd {ROOT} && export HOME=/root PYTHONDONTWRITEBYTECODE=1 "
-                    f"PATH={os.environ['PATH']} STRATOVIRT={vmms.product()[0]} && "
-                    f"{sys.executable} -m bench.boot /mnt/plan", (count + 1) * 2 * LIMIT)
-            said = lab.output_so_far().strip()
-            try:
-                found: dict[str, list[list[float]]] = json.loads(said.splitlines()[-1])
-            except (ValueError, IndexError):
-                raise BenchError(f"in the lab: {said[-800:]}") from None
-            return found
-
-    return retrying(once)
+    found: dict[str, list[list[float]]] = in_lab(
+        "boot", [setting, append, count], (count + 1) * 2 * LIMIT)
+    return found
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -118,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         setting = settings()
         for text, append in setting["cases"].items():
-            found = (rounds if hardware else in_lab)(setting, append, line.rounds)
+            found = (rounds if hardware else rounds_in_lab)(setting, append, line.rounds)
             for column, what, goal in ((0, "", Goal(1.0)), (1, ": the guest's part", None)):
                 ours, qemu = ([took[column] for took in found[name]] for name in vmms.RIVALS)
                 report.add([f"{text}{what}", show(ours, 2), show(qemu, 2)],
@@ -132,4 +120,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":  # inside the lab
-    print(json.dumps(rounds(*json.loads(Path(sys.argv[1]).read_text()))))
+    inside(rounds)

@@ -6,7 +6,6 @@ process there.  On hardware KVM, else in the nested lab.  Goal: ratio ≥ 1.0.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import vmms
+from bench.lab import in_lab, inside
 from bench.report import ROOT, BenchError, Goal, Report, parse, parser, ratios, show
 
 if TYPE_CHECKING:
@@ -160,24 +160,10 @@ def rounds(setting: dict[str, Any], count: int) -> dict[str, list[list[float]]]:
     return found
 
 
-def in_lab(setting: dict[str, Any], count: int) -> dict[str, list[list[float]]]:
+def rounds_in_lab(setting: dict[str, Any], count: int) -> dict[str, list[list[float]]]:
     """`rounds` in a fresh lab."""
-    from tests.lab.lab import Lab, retrying
-
-    def once() -> dict[str, list[list[float]]]:
-        with Lab.acquire() as lab:
-            (lab.share / "plan").write_text(json.dumps([setting, count]))
-            lab.run(f"cd {ROOT} && export HOME=/root PYTHONDONTWRITEBYTECODE=1 "
-                    f"PATH={os.environ['PATH']} STRATOVIRT={vmms.product()[0]} && "
-                    f"{sys.executable} -m bench.guestnet /mnt/plan", count * 2 * LIMIT)
-            said = lab.output_so_far().strip()
-            try:
-                found: dict[str, list[list[float]]] = json.loads(said.splitlines()[-1])
-            except (ValueError, IndexError):
-                raise BenchError(f"in the lab: {said[-800:]}") from None
-            return found
-
-    return retrying(once)
+    found: dict[str, list[list[float]]] = in_lab("guestnet", [setting, count], count * 2 * LIMIT)
+    return found
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -192,7 +178,7 @@ def main(arguments: Sequence[str]) -> int:
             return subprocess.run(["unshare", "-n", sys.executable, "-m", "bench", "guestnet",
                                    *arguments], check=False, cwd=ROOT,
                                   env={**os.environ, "BENCH_NETNS": "1"}).returncode
-        found = (rounds if hardware else in_lab)(setting, line.rounds)
+        found = (rounds if hardware else rounds_in_lab)(setting, line.rounds)
     except (BenchError, OSError, RuntimeError) as error:
         print(f"bench guestnet: {error}", file=sys.stderr)
         return 1
@@ -205,7 +191,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":  # inside the lab
-    try:
-        print(json.dumps(rounds(*json.loads(Path(sys.argv[1]).read_text()))))
-    except BenchError as error:
-        sys.exit(f"bench guestnet: {error}")
+    inside(rounds)

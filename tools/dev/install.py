@@ -110,8 +110,8 @@ def python() -> Path:
         if fits():  # another ./dev has made it
             return path
         if VENV.is_symlink():
-            raise DevError(f"{VENV} is a link to {os.readlink(VENV)}, whose content doesn't fit; to "
-                           "make it anew would destroy what others may use: remove the link")
+            raise DevError(f"{VENV} is a link to {os.readlink(VENV)}, which doesn't fit; to make "
+                           "it anew would destroy what others may use: remove the link")
         say("making the virtual environment")
         run([interpreter, "-m", "venv", "--clear", str(VENV)])
         run([str(path), "-m", "pip", "install", "-q", "--disable-pip-version-check",
