@@ -18,15 +18,15 @@ struct __attribute__((packed)) statistic {
 	u64 value;
 };
 
-static struct small_device device;
+static struct virtio device;
 static BIG struct small_ring rings[KINDS];
 static BIG u32 pfns[PFNS] __attribute__((aligned(64)));
 static struct statistic statistics[3];
-static u64 config_changes, asked;
+static u64 asked;
 static u64 actual; // pages in the balloon, as the device is told
 
-static u32 get(u32 reg) { return read32(device.base + reg); }
-static void put(u32 reg, u32 value) { write32(device.base + reg, value); }
+static u32 get(u32 reg) { return virtio_get(&device, reg); }
+static void put(u32 reg, u32 value) { virtio_put(&device, reg, value); }
 
 static void offer_statistics(void)
 {
@@ -36,12 +36,10 @@ static void offer_statistics(void)
 	small_offer(&device, &rings[STATISTICS], 0, statistics, sizeof(statistics), false);
 }
 
-static void interrupt(u32 vector)
+static void interrupted(void)
 {
-	u32 bits = get(REG_INTERRUPT), length;
+	u32 length;
 
-	put(REG_ACK, bits);
-	config_changes += bits >> 1 & 1;
 	if (device.ready && device.features & F_STATISTICS &&
 	    small_used(&rings[STATISTICS], &length) >= 0) {
 		asked++;
@@ -53,7 +51,7 @@ static bool init(u64 mask)
 {
 	u32 number = 0;
 
-	if (!small_begin(&device, F_BALLOON & mask))
+	if (!small_begin(&device, 5, F_BALLOON & mask))
 		return false;
 	for (u32 kind = INFLATE; kind < KINDS; kind++) {
 		if ((kind == STATISTICS && !(device.features & F_STATISTICS)) ||
@@ -63,9 +61,9 @@ static bool init(u64 mask)
 			return false;
 	}
 	actual = 0;
-	if (!small_go(&device))
+	device.interrupted = interrupted;
+	if (!virtio_go(&device))
 		return false;
-	gsi_enable(device.gsi, interrupt);
 	if (device.features & F_STATISTICS)
 		offer_statistics();
 	return true;
@@ -189,7 +187,7 @@ static void answer(const char *name, bool right)
 
 static void begin_command(u64 mask)
 {
-	bool right = small_find(&device, 5) && init(mask);
+	bool right = init(mask);
 
 	print("%s balloon.init features=0x%x base=0x%x\n", right ? "ok" : "fail",
 	      device.features & F_BALLOON, device.base);
@@ -198,7 +196,7 @@ static void begin_command(u64 mask)
 static void info(void)
 {
 	print("ok balloon.info wanted=%u actual=%u changes=%u asked=%u status=0x%x\n",
-	      (u64)get(REG_CONFIG), (u64)get(REG_CONFIG + 4), config_changes, asked,
+	      (u64)get(REG_CONFIG), (u64)get(REG_CONFIG + 4), device.config_changes, asked,
 	      (u64)get(REG_STATUS));
 }
 

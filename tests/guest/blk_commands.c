@@ -44,7 +44,7 @@ static void job_submit(struct job *job, u32 *in_flight)
 static u8 job_run(struct job *job)
 {
 	struct disk *disk = job->disk;
-	volatile u64 *seen = &interrupt_count[VECTOR_GSI + disk->gsi], old;
+	volatile u64 *seen = &interrupt_count[VECTOR_GSI + disk->virtio.gsi], old;
 	u64 deadline = clock_ns() + TIMEOUT;
 	u32 in_flight = 0;
 	u8 status = 0;
@@ -69,7 +69,7 @@ static u8 job_run(struct job *job)
 		}
 		if (!wait_change(seen, old, deadline)) {
 			print("note lost after %u of %u, status 0x%x, used %u seen %u\n", job->done,
-			      job->chunks, (u64)read32(disk->base + REG_STATUS),
+			      job->chunks, (u64)virtio_get(&disk->virtio, REG_STATUS),
 			      (u64)disk->queue->used.index, (u64)disk->queue->last_used);
 			return S_NONE;
 		}
@@ -98,9 +98,10 @@ static void answer(const char *name, u8 status)
 static void info(struct disk *disk)
 {
 	print("ok blk.info sectors=%u features=0x%x queues=%u size=%u blk-size=%u changes=%u\n",
-	      (u64)read32(disk->base + REG_CONFIG) | (u64)read32(disk->base + REG_CONFIG + 4) << 32,
-	      disk->features, (u64)disk->queues, (u64)disk->queue->size,
-	      (u64)read32(disk->base + REG_CONFIG + 20), disk->config_changes);
+	      (u64)virtio_get(&disk->virtio, REG_CONFIG) |
+		      (u64)virtio_get(&disk->virtio, REG_CONFIG + 4) << 32,
+	      disk->virtio.features, (u64)disk->queues, (u64)disk->queue->size,
+	      (u64)virtio_get(&disk->virtio, REG_CONFIG + 20), disk->virtio.config_changes);
 }
 
 // blk.await DISK CHANGES MILLISECONDS: until its configuration has changed more often than that.
@@ -109,12 +110,12 @@ static void await_command(struct disk *disk, u64 changes, u64 limit)
 	u64 deadline = clock_ns() + limit * NSEC_PER_MS;
 
 	print("note waiting\n");
-	while (disk->config_changes == changes &&
-	       wait_change(&disk->config_changes, changes, deadline))
+	while (disk->virtio.config_changes == changes &&
+	       wait_change(&disk->virtio.config_changes, changes, deadline))
 		;
 	timer_stop();
-	print("%s blk.await changes=%u\n", disk->config_changes == changes ? "fail" : "ok",
-	      disk->config_changes);
+	print("%s blk.await changes=%u\n", disk->virtio.config_changes == changes ? "fail" : "ok",
+	      disk->virtio.config_changes);
 }
 
 // blk.read DISK SECTOR COUNT [DEPTH CHUNK]: CRC-32 of the sectors.
@@ -270,15 +271,15 @@ bool blk_command(int argc, char **words, u64 *argv)
 				       (u32)argument(argc, argv, 3, 0));
 
 		print("%s blk.init features=0x%x status=0x%x\n", right ? "ok" : "fail",
-		      disk->features, (u64)read32(disk->base + REG_STATUS));
+		      disk->virtio.features, (u64)virtio_get(&disk->virtio, REG_STATUS));
 		return true;
 	}
 	if (!compare(name, "reset")) {
-		disk_reset(disk);
+		virtio_reset(&disk->virtio);
 		answer("blk.reset", 0);
 		return true;
 	}
-	if (!disk->ready && !disk_init(disk, ~0ull, 0)) {
+	if (!disk->virtio.ready && !disk_init(disk, ~0ull, 0)) {
 		print("fail %s the device refuses the driver\n", words[0]);
 		return true;
 	}

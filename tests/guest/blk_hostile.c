@@ -156,7 +156,7 @@ static const struct {
 
 static void attack_run(struct attack *a, const char *name)
 {
-	volatile u64 *seen = &interrupt_count[VECTOR_GSI + a->disk->gsi], old = *seen;
+	volatile u64 *seen = &interrupt_count[VECTOR_GSI + a->disk->virtio.gsi], old = *seen;
 	u64 deadline = clock_ns() + WAIT;
 	volatile u16 *index = &a->queue->used.index;
 	u16 before = *index;
@@ -166,14 +166,14 @@ static void attack_run(struct attack *a, const char *name)
 	barrier();
 	*(volatile u16 *)&a->queue->avail.index = a->queue->published;
 	barrier();
-	write32(a->disk->base + REG_NOTIFY, 0);
-	while (*index == before && !(read32(a->disk->base + REG_STATUS) & STATUS_NEEDS_RESET) &&
+	virtio_put(&a->disk->virtio, REG_NOTIFY, 0);
+	while (*index == before && !(virtio_get(&a->disk->virtio, REG_STATUS) & STATUS_NEEDS_RESET) &&
 	       wait_change(seen, old, deadline))
 		;
 	timer_stop();
 	print("ok blk.hostile %s status=0x%x used=%u device=0x%x\n", name,
 	      (u64)*(volatile u8 *)&a->queue->status[0], (u64)(u16)(*index - before),
-	      (u64)read32(a->disk->base + REG_STATUS));
+	      (u64)virtio_get(&a->disk->virtio, REG_STATUS));
 }
 
 bool blk_hostile(u32 number, const char *kind)
@@ -185,7 +185,7 @@ bool blk_hostile(u32 number, const char *kind)
 			right_chain(&a);
 			attacks[i].spoil(&a);
 			attack_run(&a, kind);
-			a.disk->ready = false; // the next command starts from a reset
+			a.disk->virtio.ready = false; // the next command starts from a reset
 			return true;
 		}
 	return false;

@@ -96,7 +96,7 @@ static bool queue_advance(u32 number)
 static u8 advance_all(u64 *longest)
 {
 	struct disk *disk = run.disk;
-	volatile u64 *seen = &interrupt_count[VECTOR_GSI + disk->gsi], old;
+	volatile u64 *seen = &interrupt_count[VECTOR_GSI + disk->virtio.gsi], old;
 	u64 last = clock_ns();
 	u8 status = 0;
 

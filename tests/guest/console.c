@@ -15,7 +15,7 @@ struct message {
 	char text[56];
 };
 
-static struct small_device device;
+static struct virtio device;
 static BIG struct small_ring rings[2 * PORTS + 2];
 static BIG u8 room[2 * PORTS + 2][BUFFERS][BUFFER];
 static struct message message;
@@ -31,15 +31,15 @@ static void offer_room(u32 queue)
 
 static bool init(u64 mask)
 {
-	if (!small_find(&device, 3) || !small_begin(&device, mask))
+	if (!small_begin(&device, 3, mask))
 		return false;
-	ports = read32(device.base + REG_CONFIG + 4);
+	ports = virtio_get(&device, REG_CONFIG + 4);
 	if (!ports || ports > PORTS)
 		return false;
 	for (u32 queue = 0; queue < (device.features & F_MULTIPORT ? 2 * ports + 2 : 2); queue++)
 		if (!small_ring_init(&device, &rings[queue], queue))
 			return false;
-	if (!small_go(&device))
+	if (!virtio_go(&device))
 		return false;
 	for (u32 queue = 0; queue < (device.features & F_MULTIPORT ? 2 * ports + 2 : 2); queue += 2)
 		offer_room(queue);

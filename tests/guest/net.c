@@ -8,21 +8,7 @@ static BIG u8 rx_pools[MAX_NICS][MAX_PAIRS][RX_POOL] __attribute__((aligned(4096
 static BIG u8 tx_pools[MAX_NICS][MAX_PAIRS][TX_POOL] __attribute__((aligned(4096)));
 static BIG u8 seen[MAX_FRAMES], scratch[GIANT] __attribute__((aligned(4096)));
 
-static u32 get(struct nic *nic, u32 reg) { return read32(nic->base + reg); }
-static void put(struct nic *nic, u32 reg, u32 value) { write32(nic->base + reg, value); }
-
-static void nic_interrupt(u32 vector)
-{
-	for (u32 i = 0; i < nic_count; i++) {
-		u32 bits;
-
-		if (nics[i].gsi + VECTOR_GSI != vector)
-			continue;
-		bits = get(&nics[i], REG_INTERRUPT);
-		put(&nics[i], REG_ACK, bits);
-		nics[i].config_changes += bits >> 1 & 1;
-	}
-}
+static u32 get(struct nic *nic, u32 reg) { return virtio_get(&nic->virtio, reg); }
 
 // NICs are where the command line says, in its order.
 void net_probe(void)
@@ -31,65 +17,22 @@ void net_probe(void)
 
 	tally.seen = seen;
 	tally.scratch = scratch;
-	for (; text && *text; text++) {
-		struct nic *nic = &nics[nic_count];
-
-		if (!starts_with(text, "virtio_mmio.device="))
-			continue;
-		while (*text && *text != '@' && *text != ' ')
-			text++;
-		if (*text != '@' || nic_count == MAX_NICS)
-			continue;
-		nic->base = parse_number(text + 1, &text);
-		nic->gsi = *text == ':' ? (u32)parse_number(text + 1, &text) : 0;
-		if (get(nic, REG_MAGIC) == 0x74726976 && get(nic, REG_DEVICE) == 1) {
-			nic->queue = queues[nic_count];
-			nic_count++;
-		}
-		if (!*text)
-			break;
+	while (nic_count < MAX_NICS && virtio_find(&nics[nic_count].virtio, &text, 1)) {
+		nics[nic_count].queue = queues[nic_count];
+		nic_count++;
 	}
-}
-
-void nic_reset(struct nic *nic)
-{
-	u64 deadline = clock_ns() + TIMEOUT;
-
-	put(nic, REG_STATUS, 0);
-	while (get(nic, REG_STATUS) && clock_ns() < deadline)
-		;
-	nic->ready = false;
-}
-
-static void put_address(struct nic *nic, u32 reg, void *address)
-{
-	put(nic, reg, (u32)(u64)address);
-	put(nic, reg + 4, (u32)((u64)address >> 32));
 }
 
 // `number`: the device's; the queue's memory is nic->queue[at].
 static bool queue_init(struct nic *nic, u32 number, u32 at, u32 size)
 {
 	struct net_queue *queue = &nic->queue[at];
-	u32 most;
 
-	put(nic, REG_QUEUE, number);
-	most = get(nic, REG_QUEUE_MAX);
-	if (!most || get(nic, REG_QUEUE_READY))
-		return false;
-	if (size > most)
-		size = most;
-	memset(&queue->avail, 0, (sizeof(queue->avail) + 7) & ~7ul);
-	memset(&queue->used, 0, (sizeof(queue->used) + 7) & ~7ul);
+	queue->size = virtio_ring(&nic->virtio, number, size, queue->desc, &queue->avail,
+				  &queue->used);
 	memset(queue->busy, 0, sizeof(queue->busy));
-	queue->size = size;
 	queue->last_used = queue->published = 0;
-	put(nic, REG_QUEUE_SIZE, size);
-	put_address(nic, REG_DESC, queue->desc);
-	put_address(nic, REG_AVAIL, &queue->avail);
-	put_address(nic, REG_USED, &queue->used);
-	put(nic, REG_QUEUE_READY, 1);
-	return get(nic, REG_QUEUE_READY) == 1;
+	return queue->size;
 }
 
 static void set_pool(struct net_queue *queue, u8 *pool, u32 bytes, u32 buffer)
@@ -119,27 +62,10 @@ u64 nic_mac(struct nic *nic)
 
 struct net_queue *control_queue(struct nic *nic) { return &nic->queue[nic->queues - 1]; }
 
-static bool negotiate(struct nic *nic, u64 mask)
-{
-	put(nic, REG_STATUS, 1);
-	put(nic, REG_STATUS, 3);
-	put(nic, REG_FEATURES_SELECT, 0);
-	nic->features = get(nic, REG_FEATURES);
-	put(nic, REG_FEATURES_SELECT, 1);
-	nic->features |= (u64)get(nic, REG_FEATURES) << 32;
-	nic->features &= (N_KNOWN & mask) | F_VERSION_1;
-	put(nic, REG_DRIVER_SELECT, 0);
-	put(nic, REG_DRIVER, (u32)nic->features);
-	put(nic, REG_DRIVER_SELECT, 1);
-	put(nic, REG_DRIVER, (u32)(nic->features >> 32));
-	put(nic, REG_STATUS, 3 | STATUS_FEATURES_OK);
-	return get(nic, REG_STATUS) & STATUS_FEATURES_OK;
-}
-
 static bool set_queues(struct nic *nic, u32 size, u32 buffer)
 {
 	// virtio 1.2, 5.1.2: the control queue follows the pairs that the driver may use.
-	u32 all = nic->features & N_MQ ? get(nic, REG_CONFIG + 8) & 0xffff : 1;
+	u32 all = nic->virtio.features & N_MQ ? get(nic, REG_CONFIG + 8) & 0xffff : 1;
 
 	nic->pairs = all < MAX_PAIRS ? all : MAX_PAIRS;
 	nic->queues = 2 * nic->pairs;
@@ -153,59 +79,44 @@ static bool set_queues(struct nic *nic, u32 size, u32 buffer)
 		else
 			set_pool(&nic->queue[i], rx_pools[number][i / 2], RX_POOL, buffer);
 	}
-	if (!(nic->features & N_CTRL_VQ))
+	if (!(nic->virtio.features & N_CTRL_VQ))
 		return true;
 	return queue_init(nic, 2 * all, nic->queues++, size);
 }
 
 bool nic_init(struct nic *nic, u64 mask, u32 size, u32 buffer)
 {
-	u32 status = 3 | STATUS_FEATURES_OK | STATUS_DRIVER_OK;
-
-	nic_reset(nic);
-	if (!negotiate(nic, mask) || !set_queues(nic, size && size < MAX_SIZE ? size : MAX_SIZE,
-						 buffer ? buffer : 1600))
+	if (!virtio_begin(&nic->virtio, N_KNOWN & mask) ||
+	    !set_queues(nic, size && size < MAX_SIZE ? size : MAX_SIZE, buffer ? buffer : 1600))
 		return false;
 	nic->mac = nic_mac(nic);
-	gsi_enable(nic->gsi, nic_interrupt);
-	put(nic, REG_STATUS, status);
+	virtio_go(&nic->virtio);
 	for (u32 pair = 0; pair < nic->pairs; pair++)
 		fill_receive_queue(nic, pair);
-	nic->ready = get(nic, REG_STATUS) == status;
-	return nic->ready;
+	return nic->virtio.ready;
 }
 
 // The queue's number for the device.
 static u32 device_number(struct nic *nic, u32 number)
 {
-	bool control = nic->features & N_CTRL_VQ && number == nic->queues - 1;
+	bool control = nic->virtio.features & N_CTRL_VQ && number == nic->queues - 1;
 
 	if (!control)
 		return number;
-	return nic->features & N_MQ ? 2 * (get(nic, REG_CONFIG + 8) & 0xffff) : 2;
+	return nic->virtio.features & N_MQ ? 2 * (get(nic, REG_CONFIG + 8) & 0xffff) : 2;
 }
 
 void net_kick(struct nic *nic, u32 number, u16 before)
 {
 	struct net_queue *queue = &nic->queue[number];
-	bool needed;
 
-	barrier();
-	*(volatile u16 *)&queue->avail.index = queue->published;
-	barrier();
-	needed = !(*(volatile u16 *)&queue->used.flags & 1);
-	if (nic->features & F_EVENT_INDEX) {
-		u16 event = *(volatile u16 *)&queue->used.ring[queue->size];
-
-		needed = (u16)(queue->published - event - 1) < (u16)(queue->published - before);
-	}
-	if (needed)
-		put(nic, REG_NOTIFY, device_number(nic, number));
+	virtio_kick(&nic->virtio, device_number(nic, number), &queue->avail, &queue->used,
+		    queue->size, queue->published, before);
 }
 
 static void want_interrupt(struct nic *nic, struct net_queue *queue)
 {
-	if (nic->features & F_EVENT_INDEX)
+	if (nic->virtio.features & F_EVENT_INDEX)
 		*(volatile u16 *)&queue->avail.ring[queue->size] = queue->last_used;
 	barrier();
 }
@@ -237,7 +148,7 @@ bool net_collect(struct nic *nic, u32 pair)
 	while (*(volatile u16 *)&queue->used.index != queue->last_used) {
 		u16 before = queue->published;
 
-		tally.mergeable = nic->features & N_MRG_RXBUF;
+		tally.mergeable = nic->virtio.features & N_MRG_RXBUF;
 		run_user(user_net_collect, (u64)queue, (u64)&tally, 0, 0);
 		net_kick(nic, 2 * pair, before);
 		if (tally.broken) {
@@ -265,7 +176,7 @@ u8 net_control(struct nic *nic, u8 class, u8 command, const u8 *data, u32 length
 	static u8 header[2], ack;
 	struct net_queue *queue = control_queue(nic);
 	u64 deadline = clock_ns() + TIMEOUT;
-	volatile u64 *count = &interrupt_count[VECTOR_GSI + nic->gsi], old;
+	volatile u64 *count = &interrupt_count[VECTOR_GSI + nic->virtio.gsi], old;
 	u16 before = queue->published;
 
 	header[0] = class;

@@ -1,6 +1,6 @@
 // virtio-net over virtio-mmio: several queue pairs, mergeable buffers, the control queue.
 #pragma once
-#include "blk.h" // registers and split rings
+#include "mmio.h"
 
 #define MAX_NICS 4
 #define MAX_PAIRS 4
@@ -41,10 +41,9 @@ struct net_queue {
 } __attribute__((aligned(4096)));
 
 struct nic {
-	u64 base, features, mac;
-	u32 gsi, pairs, queues; // queues that are set up; the control queue is the last
-	bool ready;
-	u64 config_changes;
+	struct virtio virtio;
+	u64 mac;
+	u32 pairs, queues; // queues that are set up; the control queue is the last
 	struct net_queue *queue;
 };
 
@@ -80,7 +79,6 @@ extern u32 nic_count;
 extern struct net_tally tally;
 
 bool nic_init(struct nic *nic, u64 mask, u32 size, u32 buffer);
-void nic_reset(struct nic *nic);
 void net_kick(struct nic *nic, u32 number, u16 before);
 u64 nic_mac(struct nic *nic);
 struct net_queue *control_queue(struct nic *nic);

@@ -34,14 +34,14 @@ static void begin_tally(u64 first, u64 count)
 
 static void info(struct nic *nic)
 {
-	u64 config = nic->base + REG_CONFIG;
+	u64 config = nic->virtio.base + REG_CONFIG;
 
 	print("ok net.info mac=0x%x status=%u max-pairs=%u mtu=%u features=0x%x pairs=%u size=%u "
 	      "changes=%u device=0x%x\n",
 	      in_order(nic_mac(nic)), (u64)read8(config + 6) | (u64)read8(config + 7) << 8,
-	      (u64)read32(config + 8) & 0xffff, (u64)read32(config + 8) >> 16, nic->features,
-	      (u64)nic->pairs, (u64)nic->queue->size, nic->config_changes,
-	      (u64)read32(nic->base + REG_STATUS));
+	      (u64)read32(config + 8) & 0xffff, (u64)read32(config + 8) >> 16, nic->virtio.features,
+	      (u64)nic->pairs, (u64)nic->queue->size, nic->virtio.config_changes,
+	      (u64)virtio_get(&nic->virtio, REG_STATUS));
 }
 
 // net.await NIC CHANGES MILLISECONDS: until its configuration has changed more often than that.
@@ -50,19 +50,19 @@ static void await_command(struct nic *nic, u64 changes, u64 limit)
 	u64 deadline = clock_ns() + limit * NSEC_PER_MS;
 
 	print("note waiting\n");
-	while (nic->config_changes == changes &&
-	       wait_change(&nic->config_changes, changes, deadline))
+	while (nic->virtio.config_changes == changes &&
+	       wait_change(&nic->virtio.config_changes, changes, deadline))
 		;
 	timer_stop();
-	print("%s net.await changes=%u\n", nic->config_changes == changes ? "fail" : "ok",
-	      nic->config_changes);
+	print("%s net.await changes=%u\n", nic->virtio.config_changes == changes ? "fail" : "ok",
+	      nic->virtio.config_changes);
 }
 
 // Wait until the device has given back all that a queue sent; false: it doesn't.
 static bool drain(struct nic *nic, u32 number)
 {
 	struct net_queue *queue = &nic->queue[number];
-	volatile u64 *seen = &interrupt_count[VECTOR_GSI + nic->gsi], old;
+	volatile u64 *seen = &interrupt_count[VECTOR_GSI + nic->virtio.gsi], old;
 	u64 deadline = clock_ns() + TIMEOUT;
 
 	for (;;) {
@@ -79,7 +79,7 @@ static bool drain(struct nic *nic, u32 number)
 		else if (!wait_change(seen, old, deadline)) {
 			print("note queue %u: %u of %u given back, device 0x%x\n", (u64)number,
 			      (u64)queue->last_used, (u64)queue->published,
-			      (u64)read32(nic->base + REG_STATUS));
+			      (u64)virtio_get(&nic->virtio, REG_STATUS));
 			return false;
 		}
 	}
@@ -143,7 +143,7 @@ static void print_tally(bool right, const char *name, u64 sent)
 // net.recv NIC COUNT [FIRST MILLISECONDS]: frames with these numbers. Ok: all came, none wrong.
 static void recv_command(struct nic *nic, u64 count, u64 first, u64 limit)
 {
-	volatile u64 *seen = &interrupt_count[VECTOR_GSI + nic->gsi], old;
+	volatile u64 *seen = &interrupt_count[VECTOR_GSI + nic->virtio.gsi], old;
 	u64 deadline = clock_ns() + limit * NSEC_PER_MS;
 	bool right = true;
 
@@ -203,7 +203,7 @@ static bool echo_step(struct nic *nic, struct echo *echo)
 // another one has come, or when nothing came for a while: then it is lost.
 static void echo_command(struct nic *nic, u64 count, u64 size, u64 window, u64 pair)
 {
-	volatile u64 *seen = &interrupt_count[VECTOR_GSI + nic->gsi], old;
+	volatile u64 *seen = &interrupt_count[VECTOR_GSI + nic->virtio.gsi], old;
 	struct echo echo = { { PEER, nic->mac, 0, count, size }, window, 0, 0, 0, clock_ns(),
 			     (u32)pair };
 	u64 last = clock_ns();
@@ -223,7 +223,7 @@ static void echo_command(struct nic *nic, u64 count, u64 size, u64 window, u64 p
 			continue;
 		if (right && clock_ns() - last > TIMEOUT) {
 			print("note nothing comes back, device 0x%x\n",
-			      (u64)read32(nic->base + REG_STATUS));
+			      (u64)virtio_get(&nic->virtio, REG_STATUS));
 			right = false;
 		} else if (right && !wait_change(seen, old, echo.progress + QUIET)) {
 			echo.under_way = 0;
@@ -305,7 +305,7 @@ static void ctrl_command(struct nic *nic, u64 class, u64 command, const char *by
 	u32 length = bytes ? parse_bytes(bytes, content, sizeof(content)) : 0;
 	u8 ack;
 
-	if (!(nic->features & N_CTRL_VQ)) {
+	if (!(nic->virtio.features & N_CTRL_VQ)) {
 		print("fail net.ctrl the device has no control queue\n");
 		return;
 	}
@@ -361,15 +361,15 @@ bool net_command(int argc, char **words, u64 *argv)
 				      (u32)argument(argc, argv, 4, 0));
 
 		print("%s net.init features=0x%x status=0x%x\n", right ? "ok" : "fail",
-		      nic->features, (u64)read32(nic->base + REG_STATUS));
+		      nic->virtio.features, (u64)virtio_get(&nic->virtio, REG_STATUS));
 		return true;
 	}
 	if (!compare(name, "reset")) {
-		nic_reset(nic);
+		virtio_reset(&nic->virtio);
 		print("ok net.reset\n");
 		return true;
 	}
-	if (!nic->ready && !nic_init(nic, ~0ull, 0, 0)) {
+	if (!nic->virtio.ready && !nic_init(nic, ~0ull, 0, 0)) {
 		print("fail %s the device refuses the driver\n", words[0]);
 		return true;
 	}

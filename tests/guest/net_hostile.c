@@ -176,7 +176,7 @@ static const struct {
 
 static void attack_run(struct attack *a, const char *name)
 {
-	volatile u64 *seen = &interrupt_count[VECTOR_GSI + a->nic->gsi], old = *seen;
+	volatile u64 *seen = &interrupt_count[VECTOR_GSI + a->nic->virtio.gsi], old = *seen;
 	u64 deadline = clock_ns() + WAIT;
 	volatile u16 *index = &a->queue->used.index;
 	u16 before = *index, published = a->queue->published;
@@ -184,12 +184,12 @@ static void attack_run(struct attack *a, const char *name)
 	a->queue->avail.ring[a->queue->published % a->queue->size] = a->head;
 	a->queue->published += a->entries;
 	net_kick(a->nic, a->number, published);
-	while (*index == before && !(read32(a->nic->base + REG_STATUS) & STATUS_NEEDS_RESET) &&
+	while (*index == before && !(virtio_get(&a->nic->virtio, REG_STATUS) & STATUS_NEEDS_RESET) &&
 	       wait_change(seen, old, deadline))
 		;
 	timer_stop();
 	print("ok net.hostile %s used=%u ack=0x%x device=0x%x\n", name, (u64)(u16)(*index - before),
-	      (u64)*(volatile u8 *)&ack, (u64)read32(a->nic->base + REG_STATUS));
+	      (u64)*(volatile u8 *)&ack, (u64)virtio_get(&a->nic->virtio, REG_STATUS));
 }
 
 bool net_hostile(struct nic *nic, const char *kind)
@@ -217,7 +217,7 @@ bool net_hostile(struct nic *nic, const char *kind)
 			send_chain(&a);
 		attacks[i].spoil(&a);
 		attack_run(&a, kind);
-		nic->ready = false; // the next command starts from a reset
+		nic->virtio.ready = false; // the next command starts from a reset
 		return true;
 	}
 	return false;

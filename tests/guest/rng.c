@@ -1,14 +1,14 @@
 // virtio-rng (virtio 1.2, 5.4).
 #include "small.h"
 
-static struct small_device device;
+static struct virtio device;
 static BIG struct small_ring ring;
 static BIG u8 bytes[1 << 16];
 
 static bool init(void)
 {
-	return small_find(&device, 4) && small_begin(&device, F_EVENT_INDEX) &&
-	       small_ring_init(&device, &ring, 0) && small_go(&device);
+	return small_begin(&device, 4, F_EVENT_INDEX) && small_ring_init(&device, &ring, 0) &&
+	       virtio_go(&device);
 }
 
 // rng.read COUNT ROUNDS: what came, how many different bytes.

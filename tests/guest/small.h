@@ -1,14 +1,9 @@
 // Devices with small queues over virtio-mmio: one buffer a chain, one slot a descriptor.
 #pragma once
-#include "blk.h" // registers and split rings
+#include "mmio.h"
 
 #define SMALL_SIZE 16
 
-struct small_device {
-	u64 base, features;
-	u32 gsi;
-	bool ready;
-};
 struct small_ring {
 	struct desc desc[SMALL_SIZE];
 	struct avail avail __attribute__((aligned(64)));
@@ -17,15 +12,12 @@ struct small_ring {
 	u32 number; // of the queue
 } __attribute__((aligned(4096)));
 
-// The first device with this id on the command line.
-bool small_find(struct small_device *device, u32 id);
-// Negotiate what is both offered and in `known`; rings come next, then small_go.
-bool small_begin(struct small_device *device, u64 known);
-bool small_ring_init(struct small_device *device, struct small_ring *ring, u32 number);
-bool small_go(struct small_device *device);
-void small_offer(struct small_device *device, struct small_ring *ring, u32 slot, void *buffer,
+// The first device with this id on the command line, reset and with `known` negotiated.
+bool small_begin(struct virtio *device, u32 id, u64 known);
+bool small_ring_init(struct virtio *device, struct small_ring *ring, u32 number);
+void small_offer(struct virtio *device, struct small_ring *ring, u32 slot, void *buffer,
 		 u32 length, bool writable);
 // The slot of the next used buffer and what was written to it; -1: none.
 int small_used(struct small_ring *ring, u32 *length);
 // The same within some seconds.
-int small_wait(struct small_device *device, struct small_ring *ring, u32 *length);
+int small_wait(struct virtio *device, struct small_ring *ring, u32 *length);
