@@ -209,7 +209,9 @@ int sv_queue_stop(struct sv_plane *plane, unsigned int index)
 
 int sv_queue_set_call(struct sv_plane *plane, unsigned int index, int fd)
 {
-	return index < plane->count ? sv_queue_change_call(&plane->queues[index], fd) : -EINVAL;
+	if (index >= plane->count)
+		return -EINVAL;
+	return sv_signals_set_call(&plane->queues[index].signals, fd);
 }
 
 const char *sv_queue_broken(struct sv_plane *plane, unsigned int index)

@@ -1,13 +1,13 @@
 #include "dataplane/queue.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "include/clock.h"
+#include "include/thread.h"
 
 #define BUDGET 64          // requests taken before completions are looked at
 #define HELD_MS 1000       // a throttled request is looked at that often at least
@@ -18,22 +18,8 @@ static void call_driver(struct sv_queue *queue)
 	queue->blk.inline_bytes = 0;
 	sv_blk_note_latencies(&queue->blk);
 	sv_virtq_publish(&queue->vq);
-	if (!sv_virtq_wants_call(&queue->vq))
-		return;
-	if (!__atomic_load_n(&queue->has_call, __ATOMIC_ACQUIRE))
-		return;
-	queue->counters->calls++;
-	eventfd_write(queue->call_fd, 1);
-}
-
-static void report_broken(struct sv_queue *queue)
-{
-	if (queue->counters->broken)
-		return;
-	// After the reason, which the control thread reads once it sees this.
-	__atomic_store_n(&queue->counters->broken, 1, __ATOMIC_RELEASE);
-	if (queue->err_fd >= 0)
-		eventfd_write(queue->err_fd, 1);
+	if (sv_virtq_wants_call(&queue->vq))
+		sv_signals_call(&queue->signals, &queue->counters->calls);
 }
 
 // One round: take, start, finish, tell. True if there was something to do.
@@ -51,7 +37,7 @@ static bool round_once(struct sv_queue *queue, bool take)
 	if (progress)
 		call_driver(queue);
 	if (queue->vq.broken)
-		report_broken(queue);
+		sv_signals_broken(&queue->signals, &queue->counters->broken);
 	return progress;
 }
 
@@ -167,15 +153,14 @@ int sv_queue_init(struct sv_queue *queue, struct sv_disk *disk, enum sv_engine_k
 	memset(queue, 0, sizeof(*queue));
 	queue->counters = counters;
 	queue->kick_fd = -1;
-	queue->err_fd = -1;
 	queue->poll_limit = SV_POLL_NS;
 	queue->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	queue->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	queue->call_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (queue->epoll_fd < 0 || queue->wake_fd < 0 || queue->call_fd < 0) {
-		ret = -errno;
+	ret = queue->epoll_fd < 0 || queue->wake_fd < 0 ? -errno : 0;
+	if (sv_signals_init(&queue->signals) < 0 && !ret)
+		ret = -EMFILE;
+	if (ret < 0)
 		goto close_fds;
-	}
 	ret = sv_engine_init(&queue->engine, kind, size, disk->fd, pool, queue->wake_fd);
 	if (ret < 0)
 		goto close_fds;
@@ -196,7 +181,7 @@ deinit_engine:
 close_fds:
 	close(queue->epoll_fd);
 	close(queue->wake_fd);
-	close(queue->call_fd);
+	sv_signals_deinit(&queue->signals);
 	return ret;
 }
 
@@ -206,27 +191,7 @@ void sv_queue_deinit(struct sv_queue *queue)
 	sv_engine_deinit(&queue->engine);
 	close(queue->epoll_fd);
 	close(queue->wake_fd);
-	close(queue->call_fd);
-}
-
-int sv_queue_change_call(struct sv_queue *queue, int fd)
-{
-	if (fd < 0) {
-		__atomic_store_n(&queue->has_call, false, __ATOMIC_RELEASE);
-		return 0;
-	}
-	// The queue's thread may be about to write: the number stays valid, its file changes.
-	if (dup3(fd, queue->call_fd, O_CLOEXEC) < 0)
-		return -errno;
-	__atomic_store_n(&queue->has_call, true, __ATOMIC_RELEASE);
-	return 0;
-}
-
-static void close_err(struct sv_queue *queue)
-{
-	if (queue->err_fd >= 0)
-		close(queue->err_fd);
-	queue->err_fd = -1;
+	sv_signals_deinit(&queue->signals);
 }
 
 static void forget_kick(struct sv_queue *queue)
@@ -245,14 +210,9 @@ int sv_queue_run(struct sv_queue *queue, const struct sv_memory *memory,
 			     setup->used, setup->features, setup->base, inflight);
 	if (ret < 0)
 		return ret;
-	ret = sv_queue_change_call(queue, setup->call_fd);
+	ret = sv_signals_begin(&queue->signals, setup->call_fd, setup->err_fd);
 	if (ret < 0)
 		return ret;
-	if (setup->err_fd >= 0) {
-		queue->err_fd = fcntl(setup->err_fd, F_DUPFD_CLOEXEC, 0);
-		if (queue->err_fd < 0)
-			return -errno;
-	}
 	if (setup->kick_fd >= 0) {
 		ret = watch(queue->epoll_fd, setup->kick_fd, EPOLLIN | EPOLLET);
 		if (ret < 0)
@@ -270,7 +230,7 @@ int sv_queue_run(struct sv_queue *queue, const struct sv_memory *memory,
 
 undo:
 	forget_kick(queue);
-	close_err(queue);
+	sv_signals_end(&queue->signals);
 	return ret;
 }
 
@@ -284,6 +244,6 @@ int sv_queue_end(struct sv_queue *queue)
 	queue->running = false;
 	sv_virtq_stop(&queue->vq);
 	forget_kick(queue);
-	close_err(queue);
+	sv_signals_end(&queue->signals);
 	return queue->vq.last_avail;
 }

@@ -5,6 +5,7 @@
 
 #include "dataplane/dataplane.h"
 #include "include/polling.h"
+#include "virtq/signals.h"
 
 struct sv_queue {
 	struct sv_virtq vq;
@@ -14,12 +15,10 @@ struct sv_queue {
 	pthread_t thread;
 	bool running;          // control thread's
 	bool stop;             // atomic: control thread asks, queue's thread obeys
-	bool has_call;         // atomic
 	int epoll_fd;
 	int wake_fd;           // signalled for stop and by the pool
 	int kick_fd;           // borrowed; -1: poll
-	int call_fd;           // always a descriptor of ours: dup3 onto it replaces it atomically
-	int err_fd;            // ours or -1
+	struct sv_signals signals;
 	uint64_t poll_limit;   // ns
 	struct sv_polling polling;
 };
@@ -31,4 +30,3 @@ void sv_queue_deinit(struct sv_queue *queue);
 int sv_queue_run(struct sv_queue *queue, const struct sv_memory *memory,
 		 const struct sv_ring_setup *setup, struct sv_inflight_queue *inflight);
 int sv_queue_end(struct sv_queue *queue);
-int sv_queue_change_call(struct sv_queue *queue, int fd);

@@ -6,6 +6,7 @@
 
 #include "include/polling.h"
 #include "net/net.h"
+#include "virtq/signals.h"
 
 // A frame with its header is at most this long: 64 KiB of a GSO frame, its Ethernet header and
 // a VLAN tag. What doesn't fit the guest's buffers at once goes through a bounce buffer.
@@ -48,14 +49,14 @@ struct sv_net_queue {
 	pthread_t thread;
 	bool running;       // control thread's
 	bool stop;          // atomic: control thread asks, queue's thread obeys
-	bool has_call;      // atomic
 	bool tap_empty;     // receiving: it had nothing more
 	bool chain_waits;   // transmitting: the tap did not take `chain` yet
 	bool call_due;
 	unsigned int patience; // rounds that may pass without a call
 	struct sv_polling polling;
 	uint64_t features;   // of this run
-	int wake_fd, kick_fd, call_fd, err_fd;
+	int wake_fd, kick_fd;
+	struct sv_signals signals;
 	uint64_t wait_until; // ns: the limit lets nothing through before; 0: it does
 	struct sv_chain chain;
 	// Receiving only.
@@ -109,7 +110,6 @@ int sv_net_queue_init(struct sv_net_queue *queue);
 void sv_net_queue_deinit(struct sv_net_queue *queue);
 int sv_net_queue_run(struct sv_net_queue *queue, const struct sv_net_ring *ring);
 int sv_net_queue_end(struct sv_net_queue *queue);
-int sv_net_queue_change_call(struct sv_net_queue *queue, int fd);
 
 // The same memory in as few pieces as possible (`to` may be `from`); how many. Drivers cut what
 // lies side by side into pages, and to the kernel each piece is a copy of its own.

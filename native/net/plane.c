@@ -200,7 +200,9 @@ int sv_net_stop(struct sv_net *net, unsigned int index)
 
 int sv_net_set_call(struct sv_net *net, unsigned int index, int fd)
 {
-	return index < net->count ? sv_net_queue_change_call(&net->queues[index], fd) : -EINVAL;
+	if (index >= net->count)
+		return -EINVAL;
+	return sv_signals_set_call(&net->queues[index].signals, fd);
 }
 
 const char *sv_net_broken(struct sv_net *net, unsigned int index)

@@ -1,17 +1,14 @@
 // A queue's thread: serve a batch, tell the driver, sleep until there is more.
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "include/clock.h"
+#include "include/thread.h"
 #include "net/internal.h"
 
-#define STACK_SIZE (256 * 1024)
 #define NO_KICK_NS 1000000 // how often a ring without kick descriptor is looked at
 #define ROUNDS_A_CALL 3  // of batches while there is more to do
 #define SECOND 1000000000ull
@@ -20,11 +17,8 @@ static void call_driver(struct sv_net_queue *queue)
 {
 	queue->call_due = false;
 	queue->patience = ROUNDS_A_CALL - 1;
-	if (!sv_virtq_wants_call(&queue->vq) ||
-	    !__atomic_load_n(&queue->has_call, __ATOMIC_ACQUIRE))
-		return;
-	queue->counters->calls++;
-	eventfd_write(queue->call_fd, 1);
+	if (sv_virtq_wants_call(&queue->vq))
+		sv_signals_call(&queue->signals, &queue->counters->calls);
 }
 
 // Publish what was used, and call for it: at once after a sleep, so that the driver begins, and at
@@ -37,16 +31,6 @@ static void tell_driver(struct sv_net_queue *queue, bool more)
 		queue->patience--;
 	else
 		call_driver(queue);
-}
-
-static void report_broken(struct sv_net_queue *queue)
-{
-	if (queue->counters->broken)
-		return;
-	// After the reason, which the control thread reads once it sees this.
-	__atomic_store_n(&queue->counters->broken, 1, __ATOMIC_RELEASE);
-	if (queue->err_fd >= 0)
-		eventfd_write(queue->err_fd, 1);
 }
 
 static bool serve_batch(struct sv_net_queue *queue)
@@ -153,7 +137,7 @@ static void *serve(void *argument)
 		if (queue->call_due)
 			tell_driver(queue, more);
 		if (queue->vq.broken)
-			report_broken(queue);
+			sv_signals_broken(&queue->signals, &queue->counters->broken);
 		if (!more && !poll_ring(queue))
 			sleep_until_work(queue);
 	}
@@ -164,63 +148,27 @@ static void *serve(void *argument)
 
 int sv_net_queue_init(struct sv_net_queue *queue)
 {
+	int ret = sv_signals_init(&queue->signals);
+
 	queue->kick_fd = -1;
-	queue->err_fd = -1;
 	queue->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	queue->call_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (queue->kind == SV_NET_RECEIVE)
 		queue->bounce = malloc(SV_NET_FRAME_MAX);
-	if (queue->wake_fd < 0 || queue->call_fd < 0 ||
-	    (queue->kind == SV_NET_RECEIVE && !queue->bounce)) {
+	if (queue->wake_fd < 0)
+		ret = -EMFILE;
+	else if (queue->kind == SV_NET_RECEIVE && !queue->bounce)
+		ret = -ENOMEM;
+	if (ret < 0)
 		sv_net_queue_deinit(queue);
-		return queue->bounce ? -EMFILE : -ENOMEM;
-	}
-	return 0;
+	return ret;
 }
 
 void sv_net_queue_deinit(struct sv_net_queue *queue)
 {
 	if (queue->wake_fd >= 0)
 		close(queue->wake_fd);
-	if (queue->call_fd >= 0)
-		close(queue->call_fd);
+	sv_signals_deinit(&queue->signals);
 	free(queue->bounce);
-}
-
-int sv_net_queue_change_call(struct sv_net_queue *queue, int fd)
-{
-	if (fd < 0) {
-		__atomic_store_n(&queue->has_call, false, __ATOMIC_RELEASE);
-		return 0;
-	}
-	// The queue's thread may be about to write: the number stays valid, its file changes.
-	if (dup3(fd, queue->call_fd, O_CLOEXEC) < 0)
-		return -errno;
-	__atomic_store_n(&queue->has_call, true, __ATOMIC_RELEASE);
-	return 0;
-}
-
-static int start_thread(struct sv_net_queue *queue)
-{
-	pthread_attr_t attr;
-	sigset_t all, old;
-	int ret;
-
-	sigfillset(&all);
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, STACK_SIZE);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	ret = pthread_create(&queue->thread, &attr, serve, queue);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	pthread_attr_destroy(&attr);
-	return -ret;
-}
-
-static void close_err(struct sv_net_queue *queue)
-{
-	if (queue->err_fd >= 0)
-		close(queue->err_fd);
-	queue->err_fd = -1;
 }
 
 int sv_net_queue_run(struct sv_net_queue *queue, const struct sv_net_ring *ring)
@@ -230,14 +178,9 @@ int sv_net_queue_run(struct sv_net_queue *queue, const struct sv_net_ring *ring)
 
 	if (ret < 0)
 		return ret;
-	ret = sv_net_queue_change_call(queue, ring->call_fd);
+	ret = sv_signals_begin(&queue->signals, ring->call_fd, ring->err_fd);
 	if (ret < 0)
 		return ret;
-	if (ring->err_fd >= 0) {
-		queue->err_fd = fcntl(ring->err_fd, F_DUPFD_CLOEXEC, 0);
-		if (queue->err_fd < 0)
-			return -errno;
-	}
 	queue->kick_fd = ring->kick_fd;
 	queue->features = queue->net->features;
 	queue->filter_version = UINT64_MAX; // copied with the first frame
@@ -249,9 +192,9 @@ int sv_net_queue_run(struct sv_net_queue *queue, const struct sv_net_ring *ring)
 	queue->wait_until = 0;
 	queue->expected = SV_NET_HEADER + 1514;
 	queue->stop = false;
-	ret = start_thread(queue);
+	ret = sv_thread_start(&queue->thread, serve, queue);
 	if (ret < 0)
-		close_err(queue);
+		sv_signals_end(&queue->signals);
 	queue->running = ret == 0;
 	return ret;
 }
@@ -273,6 +216,6 @@ int sv_net_queue_end(struct sv_net_queue *queue)
 		queue->counters->dropped++;
 	sv_net_release_held(queue);
 	sv_virtq_stop(&queue->vq);
-	close_err(queue);
+	sv_signals_end(&queue->signals);
 	return queue->vq.last_avail;
 }

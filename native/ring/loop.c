@@ -1,13 +1,12 @@
 // The thread of a device: serve what is due, tell the driver, sleep until there is more.
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
 
 #include "include/clock.h"
+#include "include/thread.h"
 #include "ring/internal.h"
 
-#define STACK_SIZE (256 * 1024)
 #define NO_KICK_NS 1000000 // how often a ring without kick descriptor is looked at
 #define SECOND 1000000000ull
 
@@ -179,17 +178,6 @@ static void *run(void *argument)
 
 int sv_ring_begin_thread(struct sv_ring_device *device)
 {
-	pthread_attr_t attr;
-	sigset_t all, old;
-	int ret;
-
 	device->stop = false;
-	sigfillset(&all);
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, STACK_SIZE);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	ret = pthread_create(&device->thread, &attr, run, device);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	pthread_attr_destroy(&attr);
-	return -ret;
+	return sv_thread_start(&device->thread, run, device);
 }

@@ -1,31 +1,9 @@
 #include "uring/pool.h"
 
-#include <signal.h>
 #include <string.h>
 
+#include "include/thread.h"
 #include "uring/engine.h"
-
-#define STACK_SIZE (256 * 1024)
-
-int sv_thread_start(pthread_t *thread, void *(*body)(void *), void *argument)
-{
-	static const int deadly[] = {SIGSYS, SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE};
-	pthread_attr_t attr;
-	sigset_t all, old;
-	int ret;
-
-	sigfillset(&all);
-	// Those that end the process stay: their handler says why (native/sandbox/report.c).
-	for (size_t i = 0; i < sizeof(deadly) / sizeof(*deadly); i++)
-		sigdelset(&all, deadly[i]);
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, STACK_SIZE);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	ret = pthread_create(thread, &attr, body, argument);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	pthread_attr_destroy(&attr);
-	return -ret;
-}
 
 int sv_pool_init(struct sv_pool *pool, int fd)
 {

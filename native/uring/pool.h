@@ -27,6 +27,3 @@ void sv_pool_deinit(struct sv_pool *pool);
 
 // Start `io`; its engine is told when it is done (sv_engine_complete, on the pool's thread).
 void sv_pool_submit(struct sv_pool *pool, struct sv_io *io);
-
-// A thread with every signal blocked and a small stack: signals are the main thread's.
-int sv_thread_start(pthread_t *thread, void *(*body)(void *), void *argument);
