@@ -208,10 +208,10 @@ struct sv_piece {
 	uint64_t address;
 };
 struct sv_load;
-// Load the pieces on threads of their own; when one fails, the others may be loaded or not.
+// Load the pieces on a thread of their own, or two; when one fails, the others may be loaded or not.
 // `page_size` and the mapping are those of `memory_fd`; one load at a time.
 int sv_load_start(int memory_fd, uint64_t page_size, const struct sv_mapping *mapping,
 		  const struct sv_piece *pieces, uint32_t count, struct sv_load **load);
-// Wait for the thread and free it: 0, or why *failed can't be loaded; -ENODATA: the file ends
-// before it has `length` bytes.
+// Help the thread, wait for it and free it: 0, or why *failed can't be loaded; -ENODATA: the file
+// ends before it has `length` bytes.
 int sv_load_wait(struct sv_load *load, uint32_t *failed);

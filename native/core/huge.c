@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -209,6 +210,8 @@ static void *watch(void *argument)
 	int ret = 0;
 
 	prctl(PR_SET_NAME, "sv-huge-pages");
+	// As khugepaged: whatever else the VM does is more urgent, its first worker's start above all.
+	setpriority(PRIO_PROCESS, (id_t)sv_thread_id(), 19);
 	if (!sv_huge_is_wanted() || sv_huge_confine(huge->capabilities, huge->calls) < 0)
 		return NULL;
 	do {

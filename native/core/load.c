@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -23,8 +24,10 @@ struct sv_load {
 	struct sv_mapping mapping;
 	uint32_t count;
 	_Atomic uint32_t next_part; // of the pieces that go into huge pages
-	pthread_mutex_t lock;       // of the first failure
-	uint32_t failed;
+	pthread_mutex_t lock;       // of what follows
+	pthread_cond_t changed;
+	bool has_parts; // it is known which pieces those are
+	uint32_t failed; // the first one
 	int error;
 	struct job jobs[];
 };
@@ -109,7 +112,7 @@ static void fail(struct sv_load *load, uint32_t job, int error)
 	pthread_mutex_unlock(&load->lock);
 }
 
-// Copies parts until there are no more. Where pages are there, two threads are twice as fast.
+// Copies parts until there are no more, for as many threads as there are.
 static void *copy_parts(void *argument)
 {
 	struct sv_load *load = argument;
@@ -142,6 +145,15 @@ static void *copy_parts(void *argument)
 	}
 }
 
+// On two processors a second thread of ours would only wait for the one that builds devices; that
+// one helps when it has nothing else to do (sv_load_wait()).
+static bool has_processors(void)
+{
+	cpu_set_t set;
+
+	return sched_getaffinity(0, sizeof(set), &set) < 0 || CPU_COUNT(&set) > 2;
+}
+
 static void *run_load(void *argument)
 {
 	struct sv_load *load = argument;
@@ -152,10 +164,13 @@ static void *run_load(void *argument)
 		next = make_huge(load, next);
 	for (uint32_t job = 0; job < load->count; job++)
 		huge |= load->jobs[job].huge;
-	if (huge) {
+	pthread_mutex_lock(&load->lock);
+	load->has_parts = true;
+	pthread_cond_signal(&load->changed);
+	pthread_mutex_unlock(&load->lock);
+	if (huge && has_processors())
 		two = pthread_create(&second, NULL, copy_parts, load) == 0;
-		copy_parts(load);
-	}
+	copy_parts(load);
 	if (two)
 		pthread_join(second, NULL);
 	for (uint32_t job = 0; job < load->count && !load->error; job++) {
@@ -183,6 +198,7 @@ int sv_load_start(int memory_fd, uint64_t page_size, const struct sv_mapping *ma
 	load->mapping = *mapping;
 	load->count = count;
 	pthread_mutex_init(&load->lock, NULL);
+	pthread_cond_init(&load->changed, NULL);
 	for (uint32_t i = 0; i < count; i++)
 		load->jobs[i].piece = pieces[i];
 	ret = pthread_create(&load->thread, NULL, run_load, load);
@@ -198,6 +214,11 @@ int sv_load_wait(struct sv_load *load, uint32_t *failed)
 {
 	int error;
 
+	pthread_mutex_lock(&load->lock);
+	while (!load->has_parts)
+		pthread_cond_wait(&load->changed, &load->lock);
+	pthread_mutex_unlock(&load->lock);
+	copy_parts(load);
 	pthread_join(load->thread, NULL);
 	*failed = load->failed;
 	error = load->error;

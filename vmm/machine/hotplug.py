@@ -41,7 +41,7 @@ DEAD_LIMIT = 20.0
 RELEASE_LIMIT = 15.0
 RELEASE_POLL = 0.01
 # ... for a process that was killed to be gone, and its descriptors with it.
-FREE_LIMIT = 2.0
+FREE_LIMIT = 10.0
 FREE_POLL = 0.001
 MAX_NODES = 64
 
