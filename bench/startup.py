@@ -121,7 +121,7 @@ def measure(case: Case, rounds: int, way: Callable[[list[str], Path, bool, str],
                 if number >= 0:
                     found[rival].append(took)
                 for left in folder.glob("*.sock"):
-                    left.unlink()
+                    left.unlink(missing_ok=True)  # the nursery removes them, too
     return found
 
 

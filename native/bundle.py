@@ -30,12 +30,14 @@ COMPILED = "shared.sandbox.compiled"  # the module that a bundle has another con
 BACKEND = "_cffi_backend"  # what our native modules are made with
 # By the package that the file lies in: what is imported, group by group.  Their own imports come
 # with them.  The core's groups: up to what goes on beside Python, up to the first instruction,
-# after it.
+# up to the first worker, up to what the guest may wait for, after it.
 BUNDLES = {
     "vmm": (
         ("vmm.__main__", "vmm.config.checks", "vmm.machine.groundwork"),
-        ("vmm.worker.nursery", "vmm.machine.microvm", "vmm.block.part", "vmm.qmp.events",
-         "vmm.qmp.server", "vmm.vm", "vmm.chardev.local"),
+        ("vmm.qmp.events", "vmm.qmp.server", "vmm.vm", "vmm.machine.microvm",
+         "vmm.chardev.local"),
+        ("vmm.worker.nursery", "vmm.machine.parts", "vmm.block.part"),
+        ("vmm.machine.placing", "vmm.devices.virtio_blk", "vmm.devices.virtio_net"),
         ("shared.sandbox.compiled",),
     ),
     "workers": (

@@ -38,14 +38,13 @@ START_LIMIT = 10.0
 class Early:
     """The nursery that the launcher has started (native/launcher/stratovirt.c), if any.
 
-    :param text: "DESCRIPTOR:PID", or empty.
+    :param text: "DESCRIPTOR:PID:GATE", or empty.
     """
 
-    __slots__ = ("channel", "pid")
+    __slots__ = ("channel", "gate", "pid")
 
     def __init__(self, text: str) -> None:
-        channel, _, pid = text.partition(":")
-        self.channel, self.pid = int(channel or -1), int(pid or 0)
+        self.channel, self.pid, self.gate = map(int, (text or "-1:0:-1").split(":"))
 
     def take(self) -> tuple[int, int]:
         """Its pid and our end of its channel, the caller's from now on."""
@@ -53,8 +52,15 @@ class Early:
         self.channel, self.pid = -1, 0
         return taken
 
+    def go_on(self) -> None:
+        """It need not wait any longer, if it did: the guest runs."""
+        gate, self.gate = self.gate, -1
+        if gate >= 0:
+            os.close(gate)
+
     def end(self) -> None:
         """End it, if nobody took it: it holds nothing yet."""
+        self.go_on()
         pid, channel = self.take()
         if pid:
             os.close(channel)
@@ -154,7 +160,20 @@ def _describe(error: Exception) -> str:
 
 
 def _start(config: VmConfig, cleanup: Cleanup, early: Early) -> Vm:
-    """Everything up to the moment at which the guest runs and QMP is answered."""
+    """Everything up to the moment at which the guest has its devices and QMP is answered."""
+    from shared import unix_socket
+
+    def take_nursery() -> Nursery | None:
+        early.go_on()
+        found = nursery if nursery is not None else _start_nursery(config, loop, cleanup, early)
+        if found is not None:
+            found.on_io_error = vm.io_error
+            unix_socket.on_name = found.remember
+            for name in names:
+                found.remember(name)
+        return found
+
+    names: list[str] = []  # that must not outlive us
     loop = EventLoop()
     loop.on_exception = lambda error: log.exception("in the event loop", error)
     nursery = None
@@ -167,28 +186,23 @@ def _start(config: VmConfig, cleanup: Cleanup, early: Early) -> Vm:
     for number in (SIGTERM, SIGINT, SIGHUP):
         signal(number, lambda number, frame: loop.call_soon(lambda: vm.host_signal(number)))
     groundwork = _lay_groundwork(config, cleanup)
-    if early.pid:
-        nursery = _start_nursery(config, loop, cleanup, early)
     from vmm.qmp.events import Events
     from vmm.qmp.server import QmpServer
     from vmm.vm import Vm
 
     events = Events()
     vm = Vm(config, loop, events, cleanup)
-    if nursery is not None:
-        from shared import unix_socket
-
-        nursery.on_io_error = vm.io_error
-        unix_socket.on_name = nursery.remember
+    unix_socket.on_name = names.append
+    server = QmpServer(vm)
+    cleanup.push(server.close)
+    server.listen(config.monitors)
     machine = None
     if groundwork is not None:
         from vmm.machine.microvm import MicroVmBuilder
 
-        machine = MicroVmBuilder(config, groundwork, nursery, loop, cleanup,
-                                 vm.vcpu_ended).build()
-    server = QmpServer(vm)
-    cleanup.push(server.close)
-    server.listen(config.monitors)
+        machine = MicroVmBuilder(config, groundwork, loop, cleanup, vm.vcpu_ended,
+                                 take_nursery).build()
+        nursery = machine.nursery
     if config.pidfile is not None:
         from vmm.daemonize import write_pidfile
 

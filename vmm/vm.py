@@ -115,17 +115,20 @@ class Vm:
     # ---- start -----------------------------------------------------------------------------
 
     def start(self, machine: Machine | None) -> None:
-        """Take over the finished machine and let the guest run, unless `-S` was given."""
+        """Take over the finished machine and let the guest go on, unless `-S` was given."""
         self.machine = machine
         for device in self.devices.values():
             self._watch_worker(device)
             device.device.on_event = self.events.emit
         for slot in machine.slots if machine is not None else ():
             self._watch_slot(slot)
-        if machine is None or self.config.frozen:
+        if machine is None:
             return
-        self.run_state = "running"
-        machine.start_vcpus()
+        if not self.config.frozen:
+            self.run_state = "running"
+        machine.open()
+        if not self.config.frozen:
+            machine.watch_memory()
 
     # ---- stop and cont ---------------------------------------------------------------------
 

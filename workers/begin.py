@@ -26,9 +26,18 @@ def load_bundle(root: str) -> None:
         pass
 
 
-def run(_: str = "") -> None:
-    """Be a nursery, for good."""
+def run(gate: str = "") -> None:
+    """Be a nursery, for good.
+
+    :param gate: the number of a descriptor: go on when its other end is closed, by the core or
+        its end; empty: at once.
+    """
     try:
+        if gate:
+            from posix import close, read
+
+            read(int(gate), 1)
+            close(int(gate))
         from workers.nursery import main
     except BaseException as error:
         import os

@@ -46,6 +46,16 @@ int sv_machine_add_uart(struct sv_machine *machine, uint16_t port, struct sv_uar
 int sv_machine_add_power(struct sv_machine *machine, uint64_t base);
 // Serve the virtio-mmio slot at `base`; any time. The machine takes a reference of its own.
 int sv_machine_add_virtio(struct sv_machine *machine, uint64_t base, struct sv_virtio *device);
+// What waits on the vCPUs' threads: nothing; accesses that C can't serve, which are then looked at
+// anew, so that the guest may run while its devices are still being made; the guest.
+#define SV_HOLD_NOTHING 0
+#define SV_HOLD_ACCESSES 1
+#define SV_HOLD_GUEST 2
+void sv_machine_hold(struct sv_machine *machine, int what);
+// Until a vCPU goes on that SV_HOLD_GUEST kept from the guest; `ns` nanoseconds at most.
+void sv_machine_wait_entered(struct sv_machine *machine, uint64_t ns);
+// For the vCPUs: wait while `what` is held; whether there was a wait.
+bool sv_machine_await(struct sv_machine *machine, int what);
 // Let Python serve ports that C would answer as absent.
 int sv_machine_forward_ports(struct sv_machine *machine, uint32_t port, uint32_t count);
 

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,11 +11,19 @@
 #include <sys/sendfile.h>
 #include <unistd.h>
 
-#define PART SV_HUGE_PAGE
+#define UNIT (4 * SV_HUGE_PAGE)
+#define HEAP_RESERVE (2 << 20)
+#define HEAP_STEP (100 << 10) // twice this is more than there ever is; once has no mapping of its own
 
 struct job {
 	struct sv_piece piece;
-	bool huge; // it goes into huge pages, which are there
+	bool huge; // it goes into huge pages, in units
+};
+
+// Huge pages, and whatever of the pieces lies in them.
+struct unit {
+	uint64_t start;
+	uint64_t end;
 };
 
 struct sv_load {
@@ -23,40 +32,67 @@ struct sv_load {
 	uint64_t page_size;
 	struct sv_mapping mapping;
 	uint32_t count;
-	_Atomic uint32_t next_part; // of the pieces that go into huge pages
-	pthread_mutex_t lock;       // of what follows
+	struct unit *units;
+	uint32_t unit_count;
+	_Atomic uint32_t next_unit;
+	pthread_mutex_t lock; // of what follows
 	pthread_cond_t changed;
-	bool has_parts; // it is known which pieces those are
+	bool is_ready;   // to be helped
 	uint32_t failed; // the first one
 	int error;
 	struct job jobs[];
 };
 
-// Huge pages for the pieces from `first` on, as far as they follow each other: to allocate shared
-// memory page by page takes longer than to copy the kernel there. One call for all of them, for it
-// waits for the other processors once. Returns the number of the next piece.
-static uint32_t make_huge(struct sv_load *load, uint32_t first)
+// End of the huge pages that RAM has room for.
+static uint64_t limit_of(const struct sv_load *load)
 {
-	uint64_t limit = (load->mapping.address + load->mapping.size) & -SV_HUGE_PAGE;
+	return (load->mapping.address + load->mapping.size) & -SV_HUGE_PAGE;
+}
+
+// One call for several, as each waits until the other processors have done something.
+static bool make_huge(const struct sv_load *load, const struct unit *unit)
+{
+	uint64_t limit = limit_of(load);
+	uint64_t end = (unit->end + SV_HUGE_PAGE - 1) & -SV_HUGE_PAGE;
+
+	end = end < limit ? end : limit;
+	return unit->start < end && sv_huge_collapse(unit->start, end);
+}
+
+// Huge pages for the pieces from `first` on, as far as they follow each other: to allocate shared
+// memory page by page takes longer than to copy the kernel there. Returns the next piece.
+static uint32_t plan_run(struct sv_load *load, uint32_t first)
+{
 	uint64_t start = load->jobs[first].piece.address & -SV_HUGE_PAGE, end = start, total = 0;
 	uint32_t next;
 
 	for (next = first; next < load->count; next++) {
 		const struct sv_piece *piece = &load->jobs[next].piece;
-		uint64_t to = (piece->address + piece->length + SV_HUGE_PAGE - 1) & -SV_HUGE_PAGE;
+		uint64_t to = piece->address + piece->length;
 
-		if (piece->address < start || piece->address >= end + SV_HUGE_PAGE)
+		if (piece->address < start || piece->address >= end + 2 * SV_HUGE_PAGE - 1)
 			break;
 		end = to > end ? to : end;
 		total += piece->length;
 	}
-	if (end > limit)
-		end = limit;
-	if (load->page_size == 4096 && total >= SV_HUGE_PAGE / 2 && start < end &&
-	    sv_huge_collapse(start, end))
-		for (uint32_t at = first; at < next; at++)
-			load->jobs[at].huge = true;
+	if (load->page_size != 4096 || total < SV_HUGE_PAGE / 2 || start >= limit_of(load))
+		return next;
+	for (uint32_t at = first; at < next; at++)
+		load->jobs[at].huge = true;
+	for (uint64_t at = start; at < end; at += UNIT)
+		load->units[load->unit_count++] =
+			(struct unit){at, end - at < UNIT ? end : at + UNIT};
 	return next;
+}
+
+// What plan_run() makes of so many pieces at most.
+static size_t units_of(const struct sv_piece *pieces, uint32_t count)
+{
+	size_t most = 0;
+
+	for (uint32_t i = 0; i < count; i++)
+		most += (size_t)(pieces[i].length / UNIT) + 3;
+	return most;
 }
 
 // Into pages that are there; or for file systems that have no write(), hugetlbfs above all.
@@ -112,37 +148,37 @@ static void fail(struct sv_load *load, uint32_t job, int error)
 	pthread_mutex_unlock(&load->lock);
 }
 
-// Copies parts until there are no more, for as many threads as there are.
-static void *copy_parts(void *argument)
+static void copy_unit(struct sv_load *load, const struct unit *unit)
 {
-	struct sv_load *load = argument;
-
-	while (true) {
-		uint64_t part = atomic_fetch_add(&load->next_part, 1);
-		const struct sv_piece *piece = NULL;
-		uint64_t offset, length;
-		uint32_t job;
+	for (uint32_t job = 0; job < load->count; job++) {
+		const struct sv_piece *piece = &load->jobs[job].piece;
+		uint64_t from = piece->address, to = piece->address + piece->length;
 		int ret;
 
-		for (job = 0; job < load->count; job++) {
-			uint64_t parts = (load->jobs[job].piece.length + PART - 1) / PART;
-
-			if (!load->jobs[job].huge)
-				continue;
-			piece = &load->jobs[job].piece;
-			if (part < parts)
-				break;
-			part -= parts;
-		}
-		if (job == load->count)
-			return NULL;
-		offset = part * PART;
-		length = piece->length - offset < PART ? piece->length - offset : PART;
-		ret = load_by_read(piece->address + offset, piece->fd, piece->offset + offset,
-				   length);
+		from = from < unit->start ? unit->start : from;
+		to = to > unit->end ? unit->end : to;
+		if (!load->jobs[job].huge || from >= to)
+			continue;
+		ret = load_by_read(from, piece->fd, piece->offset + (from - piece->address),
+				   to - from);
 		if (ret)
 			fail(load, job, ret);
 	}
+}
+
+// For as many threads as there are. Where there are no huge pages any more small ones come, one by
+// one.
+static void *work(void *argument)
+{
+	struct sv_load *load = argument;
+	uint32_t at;
+
+	while ((at = atomic_fetch_add(&load->next_unit, 1)) < load->unit_count) {
+		if (at) // else it is
+			make_huge(load, &load->units[at]);
+		copy_unit(load, &load->units[at]);
+	}
+	return NULL;
 }
 
 // On two processors a second thread of ours would only wait for the one that builds devices; that
@@ -154,23 +190,32 @@ static bool has_processors(void)
 	return sched_getaffinity(0, sizeof(set), &set) < 0 || CPU_COUNT(&set) > 2;
 }
 
+// Whether this host can do it shows the first unit.
+static bool can_be_huge(struct sv_load *load)
+{
+	if (!load->unit_count || make_huge(load, &load->units[0]))
+		return load->unit_count;
+	load->unit_count = 0;
+	for (uint32_t job = 0; job < load->count; job++)
+		load->jobs[job].huge = false;
+	return false;
+}
+
 static void *run_load(void *argument)
 {
 	struct sv_load *load = argument;
-	bool huge = false, two = false;
+	bool two = false;
 	pthread_t second;
 
 	for (uint32_t next = 0; next < load->count;)
-		next = make_huge(load, next);
-	for (uint32_t job = 0; job < load->count; job++)
-		huge |= load->jobs[job].huge;
+		next = plan_run(load, next);
+	if (can_be_huge(load) && has_processors())
+		two = pthread_create(&second, NULL, work, load) == 0;
 	pthread_mutex_lock(&load->lock);
-	load->has_parts = true;
+	load->is_ready = true;
 	pthread_cond_signal(&load->changed);
 	pthread_mutex_unlock(&load->lock);
-	if (huge && has_processors())
-		two = pthread_create(&second, NULL, copy_parts, load) == 0;
-	copy_parts(load);
+	work(load);
 	if (two)
 		pthread_join(second, NULL);
 	for (uint32_t job = 0; job < load->count && !load->error; job++) {
@@ -185,6 +230,28 @@ static void *run_load(void *argument)
 	return NULL;
 }
 
+static void free_load(struct sv_load *load)
+{
+	pthread_cond_destroy(&load->changed);
+	pthread_mutex_destroy(&load->lock);
+	free(load->units);
+	free(load);
+}
+
+// Who makes huge pages keeps the address space from being changed, for milliseconds if the other
+// processors are busy, and the heap from growing. So it grows now; nothing of that is touched.
+static void reserve_heap(void)
+{
+	void *first, *second;
+
+	mallopt(M_TOP_PAD, HEAP_RESERVE);
+	first = malloc(HEAP_STEP);
+	second = malloc(HEAP_STEP);
+	__asm__ volatile("" : : "r"(first), "r"(second)); // or the compiler leaves them out
+	free(first);
+	free(second);
+}
+
 int sv_load_start(int memory_fd, uint64_t page_size, const struct sv_mapping *mapping,
 		  const struct sv_piece *pieces, uint32_t count, struct sv_load **out)
 {
@@ -193,6 +260,11 @@ int sv_load_start(int memory_fd, uint64_t page_size, const struct sv_mapping *ma
 
 	if (!load)
 		return -ENOMEM;
+	load->units = calloc(units_of(pieces, count), sizeof(*load->units));
+	if (!load->units && count) {
+		free(load);
+		return -ENOMEM;
+	}
 	load->memory_fd = memory_fd;
 	load->page_size = page_size;
 	load->mapping = *mapping;
@@ -201,9 +273,10 @@ int sv_load_start(int memory_fd, uint64_t page_size, const struct sv_mapping *ma
 	pthread_cond_init(&load->changed, NULL);
 	for (uint32_t i = 0; i < count; i++)
 		load->jobs[i].piece = pieces[i];
+	reserve_heap();
 	ret = pthread_create(&load->thread, NULL, run_load, load);
 	if (ret) {
-		free(load);
+		free_load(load);
 		return -ret;
 	}
 	*out = load;
@@ -215,13 +288,13 @@ int sv_load_wait(struct sv_load *load, uint32_t *failed)
 	int error;
 
 	pthread_mutex_lock(&load->lock);
-	while (!load->has_parts)
+	while (!load->is_ready)
 		pthread_cond_wait(&load->changed, &load->lock);
 	pthread_mutex_unlock(&load->lock);
-	copy_parts(load);
+	work(load);
 	pthread_join(load->thread, NULL);
 	*failed = load->failed;
 	error = load->error;
-	free(load);
+	free_load(load);
 	return error;
 }

@@ -1,5 +1,6 @@
 // What every vCPU answers in C: UART, virtio-mmio slots, power registers, absent ports.
 #include "core/core.h"
+#include "include/clock.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -25,7 +26,10 @@ struct sv_machine {
 	uint16_t uart_port;
 	bool has_power;
 	uint64_t power_base;
-	pthread_mutex_t lock; // who adds slots
+	pthread_mutex_t lock; // who adds slots, and what follows
+	pthread_cond_t let_go;
+	_Atomic int held; // SV_HOLD_*
+	bool entered;     // a vCPU that waited for SV_HOLD_GUEST goes on
 	_Atomic uint8_t rtc_index;
 	struct slot slots[SV_MAX_VIRTIO];
 	uint8_t absent[65536 / 8]; // ports that read all ones and ignore writes
@@ -60,6 +64,7 @@ int sv_machine_create(struct sv_machine **out)
 	if (!machine)
 		return -ENOMEM;
 	pthread_mutex_init(&machine->lock, NULL);
+	pthread_cond_init(&machine->let_go, NULL);
 	for (size_t i = 0; i < sizeof(absent_ports) / sizeof(absent_ports[0]); i++)
 		mark_ports(machine, absent_ports[i].port, absent_ports[i].count, true);
 	*out = machine;
@@ -72,8 +77,44 @@ void sv_machine_destroy(struct sv_machine *machine)
 		return;
 	for (uint32_t i = 0; i < SV_MAX_VIRTIO; i++)
 		sv_virtio_put(machine->slots[i].device);
+	pthread_cond_destroy(&machine->let_go);
 	pthread_mutex_destroy(&machine->lock);
 	free(machine);
+}
+
+void sv_machine_hold(struct sv_machine *machine, int what)
+{
+	pthread_mutex_lock(&machine->lock);
+	atomic_store(&machine->held, what);
+	pthread_cond_broadcast(&machine->let_go);
+	pthread_mutex_unlock(&machine->lock);
+}
+
+bool sv_machine_await(struct sv_machine *machine, int what)
+{
+	if (atomic_load_explicit(&machine->held, memory_order_acquire) < what)
+		return false;
+	pthread_mutex_lock(&machine->lock);
+	while (atomic_load(&machine->held) >= what)
+		pthread_cond_wait(&machine->let_go, &machine->lock);
+	if (what == SV_HOLD_GUEST) {
+		machine->entered = true;
+		pthread_cond_broadcast(&machine->let_go);
+	}
+	pthread_mutex_unlock(&machine->lock);
+	return true;
+}
+
+void sv_machine_wait_entered(struct sv_machine *machine, uint64_t ns)
+{
+	uint64_t until = sv_now_ns() + ns;
+	struct timespec at = {(time_t)(until / 1000000000ull), (long)(until % 1000000000ull)};
+
+	pthread_mutex_lock(&machine->lock);
+	while (!machine->entered &&
+	       pthread_cond_clockwait(&machine->let_go, &machine->lock, CLOCK_MONOTONIC, &at) == 0)
+		;
+	pthread_mutex_unlock(&machine->lock);
 }
 
 int sv_machine_add_uart(struct sv_machine *machine, uint16_t port, struct sv_uart *uart)

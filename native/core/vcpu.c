@@ -143,6 +143,8 @@ static int serve_ports(struct sv_vcpu *vcpu)
 				(size_t)vcpu->io_next++ * size;
 		int ret = sv_machine_port(vcpu->machine, run->io.port, size, write, data);
 
+		if (ret == SV_FORWARD && sv_machine_await(vcpu->machine, SV_HOLD_ACCESSES))
+			ret = sv_machine_port(vcpu->machine, run->io.port, size, write, data);
 		if (ret == SV_FORWARD)
 			return forward(vcpu, write ? SV_EXIT_IO_WRITE : SV_EXIT_IO_READ,
 				       run->io.port, size, data);
@@ -165,6 +167,9 @@ static int serve_mmio(struct sv_vcpu *vcpu)
 		return SV_EXIT_UNKNOWN;
 	ret = sv_machine_mmio(vcpu->machine, run->mmio.phys_addr, run->mmio.len, write,
 			      run->mmio.data);
+	if (ret == SV_FORWARD && sv_machine_await(vcpu->machine, SV_HOLD_ACCESSES))
+		ret = sv_machine_mmio(vcpu->machine, run->mmio.phys_addr, run->mmio.len, write,
+				      run->mmio.data);
 	if (ret == SV_FORWARD)
 		return forward(vcpu, write ? SV_EXIT_MMIO_WRITE : SV_EXIT_MMIO_READ,
 			       run->mmio.phys_addr, run->mmio.len, run->mmio.data);
@@ -227,6 +232,8 @@ static int run_loop(struct sv_vcpu *vcpu, bool finish)
 
 		if (ret)
 			return ret;
+		if (!finish)
+			sv_machine_await(vcpu->machine, SV_HOLD_GUEST);
 		ret = enter(vcpu, finish);
 		if (!ret) {
 			ret = serve_exit(vcpu);

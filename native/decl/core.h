@@ -37,6 +37,11 @@ void sv_machine_destroy(struct sv_machine *machine);
 int sv_machine_add_uart(struct sv_machine *machine, uint16_t port, struct sv_uart *uart);
 int sv_machine_add_power(struct sv_machine *machine, uint64_t base);
 int sv_machine_add_virtio(struct sv_machine *machine, uint64_t base, struct sv_virtio *device);
+#define SV_HOLD_NOTHING ...
+#define SV_HOLD_ACCESSES ...
+#define SV_HOLD_GUEST ...
+void sv_machine_hold(struct sv_machine *machine, int what);
+void sv_machine_wait_entered(struct sv_machine *machine, uint64_t ns);
 int sv_machine_forward_ports(struct sv_machine *machine, uint32_t port, uint32_t count);
 int sv_machine_port(struct sv_machine *machine, uint16_t port, uint32_t size, bool write, uint8_t *data);
 int sv_machine_mmio(struct sv_machine *machine, uint64_t address, uint32_t size, bool write, uint8_t *data);

@@ -13,11 +13,13 @@
 #include <fcntl.h>
 #include <glob.h>
 #include <limits.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -45,64 +47,92 @@
 	"__import__(name,None,None,['run']).run(sys.argv.pop(1))"
 
 #define CHANNEL_FD 3
+#define GATE_FD 4
+#define LARGE (16 << 20)
 
 // Whether the command line asks for a VM whose nursery is as any other and this process's child.
-static bool wants_nursery(char **argv)
+static bool wants_nursery(char **argv, const char **kernel)
 {
 	static const char *const others[] = {"-daemonize", "-sandbox", "-help", "-h", "-version",
 					     "-V"};
-	bool kernel = false;
 
+	*kernel = NULL;
 	for (int i = 1; argv[i]; i++) {
-		kernel |= !strcmp(argv[i], "-kernel");
+		if (!strcmp(argv[i], "-kernel"))
+			*kernel = argv[i + 1];
 		for (size_t k = 0; k < sizeof(others) / sizeof(*others); k++)
 			if (!strcmp(argv[i], others[k]))
 				return false;
 	}
 	// A descriptor that we open must not become standard input, output or error.
-	return kernel && fcntl(0, F_GETFD) >= 0 && fcntl(1, F_GETFD) >= 0 &&
+	return *kernel && fcntl(0, F_GETFD) >= 0 && fcntl(1, F_GETFD) >= 0 &&
 	       fcntl(2, F_GETFD) >= 0;
 }
 
-// In the child. As vmm/worker/nursery.py starts later ones.
-static void become_nursery(char *python, char *paths, int channel)
+// Whether the nursery had better wait until the guest runs: a large kernel is copied by a thread
+// of this process, and on two processors both would share them with the nursery.
+static bool should_wait(const char *kernel)
 {
-	char *argv[] = {python, "-I", "-S", "-c", CODE, paths, "workers.begin", "", NULL};
+	struct stat info;
+	cpu_set_t set;
+
+	return sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) <= 2 &&
+	       stat(kernel, &info) == 0 && info.st_size >= LARGE;
+}
+
+// In the child. As vmm/worker/nursery.py starts later ones. `gate`: -1, or the end of a pipe whose
+// other end is closed when its modules may be loaded.
+static void become_nursery(char *python, char *paths, int channel, int gate)
+{
+	char *waits = gate < 0 ? "" : "4"; // GATE_FD
+	char *argv[] = {python, "-I", "-S", "-c", CODE, paths, "workers.begin", waits, NULL};
 	char *environment[] = {"LC_ALL=C", NULL};
-	int null, high;
+	int null, high, wait = -1;
 
 	setsid();
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	high = fcntl(channel, F_DUPFD_CLOEXEC, 64);
-	if (null < 0 || high < 0)
+	if (gate >= 0)
+		wait = fcntl(gate, F_DUPFD_CLOEXEC, 64);
+	if (null < 0 || high < 0 || (gate >= 0 && wait < 0))
 		_exit(127);
 	for (int fd = 0; fd < 3; fd++)
 		dup2(null, fd);
 	dup2(high, CHANNEL_FD);
-	syscall(SYS_close_range, CHANNEL_FD + 1, ~0U, 0);
+	if (gate >= 0)
+		dup2(wait, GATE_FD);
+	syscall(SYS_close_range, gate < 0 ? GATE_FD : GATE_FD + 1, ~0U, 0);
 	execve(python, argv, environment);
 	_exit(127); // the core sees its end
 }
 
-// Fills `text` with "DESCRIPTOR:PID" of our end of its channel and of itself; empty: there is
-// none, the core starts one if it needs one.
+// Fills `text` with "DESCRIPTOR:PID:GATE": our end of its channel, itself, what it waits for (-1:
+// nothing); empty: there is none, the core starts one if it needs one.
 static void start_nursery(char *python, char *paths, char **argv, char *text, size_t size)
 {
-	int ends[2];
+	int ends[2], gate[2] = {-1, -1};
+	const char *kernel;
 	pid_t pid;
 
 	*text = 0;
-	if (!wants_nursery(argv) || socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) < 0)
+	if (!wants_nursery(argv, &kernel) || socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) < 0)
 		return;
-	fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+	if (should_wait(kernel) && pipe(gate) < 0)
+		gate[0] = gate[1] = -1;
 	pid = fork();
-	if (pid == 0)
-		become_nursery(python, paths, ends[1]);
-	close(ends[1]);
-	if (pid < 0)
+	if (pid == 0) {
 		close(ends[0]);
-	else
-		snprintf(text, size, "%d:%d", ends[0], (int)pid);
+		close(gate[1]);
+		become_nursery(python, paths, ends[1], gate[0]);
+	}
+	close(ends[1]);
+	close(gate[0]);
+	if (pid < 0) {
+		close(ends[0]);
+		close(gate[1]);
+	} else {
+		snprintf(text, size, "%d:%d:%d", ends[0], (int)pid, gate[1]);
+	}
 }
 
 static int fail(const char *what, const char *name)
@@ -115,7 +145,7 @@ static int fail(const char *what, const char *name)
 int main(int argc, char **argv)
 {
 	char **out = calloc((size_t)argc + 8, sizeof(*out));
-	char nursery[32];
+	char nursery[48];
 	int at = 0;
 #ifdef SV_PYTHON
 	char python[] = SV_PYTHON, paths[] = SV_PATHS;

@@ -239,6 +239,6 @@ def test_nothing_holds_the_file(tree: Path) -> None:
         whole = data.obj
         del data
         print(sys.getrefcount(whole) > 2)
-        import vmm.vm
+        import vmm.vm, vmm.machine.parts, vmm.machine.placing
         print(sys.getrefcount(whole))
     """) == ["True", "2"]  # this function's, and the call's

@@ -114,9 +114,10 @@ def test_the_nursery_starts_with_the_vm(tmp_path: Path) -> None:
     assert int(process.stdout.readline()) == process.pid
     words = process.stdout.read().split("\0")
     assert words[7:11] == ["-m", "128", "-kernel", "x"]
-    _, _, pid = words[6].partition(":")
+    _, pid, gate = map(int, words[6].split(":"))
+    assert gate == -1
     wait_until((tmp_path / "done").exists, "the nursery's report")
-    os.kill(int(pid), signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     process.wait(20)
     held = [line.split()[-3:] for line in (tmp_path / "done").read_text().splitlines()[1:]]
     assert {int(number): target for number, _, target in held if "socket" in target}.keys() == {3}
@@ -127,6 +128,34 @@ def test_the_nursery_starts_with_the_vm(tmp_path: Path) -> None:
     variables = (tmp_path / "environment").read_text().splitlines()
     assert {line.partition("=")[0] for line in variables} <= {"LC_ALL", "PWD", "OLDPWD", "SHLVL",
                                                              "_"}
+
+
+@pytest.mark.parametrize(("size", "processors", "waits"), [
+    (16 << 20, 2, True), (16 << 20, 1, True), ((16 << 20) - 1, 2, False), (16 << 20, 3, False)])
+def test_the_nursery_waits_while_a_large_kernel_is_copied(
+        tmp_path: Path, size: int, processors: int, waits: bool) -> None:
+    """It has a descriptor more then, which says when; the VM has its other end."""
+    command = with_nursery(tmp_path)
+    kernel = tmp_path / "kernel"
+    with kernel.open("wb") as file:
+        file.truncate(size)
+    available = sorted(os.sched_getaffinity(0))[:processors]
+    if len(available) < processors:
+        pytest.skip(f"there are no {processors} processors")
+    process = subprocess.Popen(["taskset", "-c", ",".join(map(str, available)), command,
+                                "-kernel", kernel], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    words = process.stdout.read().partition("\n")[2].split("\0")
+    _, pid, gate = map(int, words[6].split(":"))
+    wait_until((tmp_path / "done").exists, "the nursery's report")
+    os.kill(pid, signal.SIGKILL)
+    process.wait(20)
+    assert (gate >= 0) == waits
+    held = [line.split()[-3:] for line in (tmp_path / "done").read_text().splitlines()[1:]]
+    assert {int(number) for number, _, target in held if "pipe" in target} == ({4} if waits
+                                                                               else set())
+    arguments = (tmp_path / "arguments").read_text().split("\0")[:-1]
+    assert arguments[5:] == ["workers.begin", "4" if waits else ""]
 
 
 @pytest.mark.parametrize("arguments", [

@@ -22,12 +22,16 @@ from vmm.hypervisor.interface import (
     EXIT_RESET,
     EXIT_SHUTDOWN,
     EXIT_UNKNOWN,
+    HOLD_ACCESSES,
+    HOLD_GUEST,
+    HOLD_NOTHING,
 )
 from vmm.hypervisor.kvm import RESET_VALUE, SLEEP_TYPE_S5, KvmHypervisor
 
 pytestmark = pytest.mark.vm
 
 Boot = Callable[..., TinyGuest]
+LONG = 20.0
 
 
 @pytest.fixture
@@ -141,6 +145,50 @@ def test_what_a_probe_asks_is_served_in_c(boot: Boot) -> None:
     assert guest.wait_end() == EXIT_RESET
     assert guest.memory.read(0x2000, 16) == b"virt" + asm.word(2) + asm.word(64) + b"disk"
     assert guest.vcpu.counters()["forwarded"] == 0
+
+
+def test_the_guest_is_held(boot: Boot) -> None:
+    guest = boot(asm.mov_edx(0x3F8), asm.mov_eax(0x41), asm.OUT_AL, asm.RESET_PULSE, paused=True)
+    guest.vm.hold(HOLD_GUEST)
+    guest.thread.start()
+    began = time.monotonic()
+    guest.vm.wait_entered(0.05)
+    assert time.monotonic() - began >= 0.05
+    assert guest.uart.take_output(9) == b"" and not guest.exits
+    guest.vm.hold(HOLD_ACCESSES)
+    guest.vm.wait_entered(LONG)  # returns as soon as it is so
+    assert guest.wait_end() == EXIT_RESET
+    assert guest.uart.take_output(9) == b"A"  # C needs nobody for that
+
+
+def test_accesses_wait_for_their_devices(boot: Boot) -> None:
+    """Of all kinds, and one that C serves by then."""
+    slot = MMIO + 0x200
+    guest = boot(asm.LOAD_EAX, asm.word(slot), asm.STORE_EAX, asm.word(0x2000),
+                 asm.mov_edx(0x604), asm.IN_EAX, asm.STORE_EAX, asm.word(0x2004),
+                 asm.STORE_EAX, asm.word(MMIO + 8), asm.RESET_PULSE, paused=True)
+    guest.vm.hold(HOLD_ACCESSES)
+    guest.thread.start()
+    time.sleep(0.05)  # it may have come to its first access
+    assert guest.mmio.reads == [] and guest.memory.read(0x2000, 4) == bytes(4)
+    guest.vm.add_virtio(slot, 2, (256,))
+    guest.ports.answers = [7]
+    guest.vm.hold(HOLD_NOTHING)
+    assert guest.wait_end() == EXIT_RESET
+    assert guest.memory.read(0x2000, 8) == b"virt" + asm.word(7)
+    assert guest.mmio.reads == [] and guest.ports.reads == [(4, 4)]
+    assert guest.mmio.writes == [(8, 4, 7)]
+
+
+@pytest.mark.parametrize("what", [HOLD_GUEST, HOLD_ACCESSES])
+def test_a_guest_that_was_held_ends_when_it_is_let_go(boot: Boot, what: int) -> None:
+    """As a start that fails does it."""
+    guest = boot(asm.LOAD_EAX, asm.word(MMIO), b"\xeb\xfe", paused=True)  # jmp $
+    guest.vm.hold(what)
+    guest.thread.start()
+    guest.vm.hold(HOLD_NOTHING)
+    guest.thread.request_stop()
+    assert guest.thread.join(time.monotonic() + LONG)
 
 
 @pytest.mark.parametrize(("offset", "value", "kind"), [

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from shared import log
 from vmm.block.image import open_image
-from vmm.block.worker import BlockWorkers
-from vmm.devices.virtio_blk import VirtioBlk
 from vmm.errors import ConfigError, DeviceError
 from vmm.machine.family import Family, Node
 
@@ -14,7 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmm.block.image import Image
+    from vmm.block.worker import BlockWorkers
     from vmm.config.model import DriveConfig, VmConfig
+    from vmm.devices.virtio_blk import VirtioBlk
     from vmm.event_loop import EventLoop
     from vmm.machine.machine import Machine
     from vmm.memory import GuestMemory
@@ -59,6 +59,8 @@ class BlockFamily(Family):
     def make_empty(self, id: str, memory: GuestMemory, loop: EventLoop,
                    config: VmConfig) -> VirtioBlk:
         """See `Family.make_empty`."""
+        from vmm.devices.virtio_blk import VirtioBlk  # the guest runs already
+
         return VirtioBlk(id, -1, memory, loop, foreign=False)
 
     def open(self, config: DriveConfig, others: Mapping[str, BlockNode]) -> BlockNode:
@@ -73,6 +75,8 @@ class BlockFamily(Family):
     def workers(self, nursery: Nursery, node: BlockNode, id: str, device: VirtioBlk,
                 options: Mapping[str, str]) -> BlockWorkers:
         """See `Family.workers`."""
+        from vmm.block.worker import BlockWorkers
+
         shape = {**options, "num-queues": str(len(device.queue_sizes)),
                  "queue-size": str(max(device.queue_sizes))}
         return BlockWorkers(nursery, node, id, shape, slot=True)

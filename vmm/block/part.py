@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from vmm.block.worker import BlockWorkers
-from vmm.devices.vhost_user import connect_backend
-from vmm.devices.virtio_blk import VirtioBlk
 from vmm.errors import ConfigError
 from vmm.machine.part import Part
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
     from vmm.block.family import BlockNode
+    from vmm.devices.virtio_blk import VirtioBlk
     from vmm.machine.machine import Machine
     from vmm.machine.part import Builder
 
@@ -46,6 +45,8 @@ class DiskPart(Part):
         return self._make(builder, self.worker.take_socket())
 
     def _make(self, builder: Builder, socket_fd: int) -> VirtioBlk:
+        from vmm.devices.virtio_blk import VirtioBlk  # the guest runs already
+
         options = self.config.options
         return VirtioBlk(self.name, socket_fd, builder.machine.memory, builder.loop,
                          num_queues=int(options.get("num-queues", "1"), 0),
@@ -61,5 +62,7 @@ class ForeignDiskPart(DiskPart):
 
     def make(self, builder: Builder) -> VirtioBlk:
         """See `Part.make`."""
+        from vmm.devices.vhost_user import connect_backend
+
         chardev = builder.config.chardevs[self.config.options["chardev"]]
         return self._make(builder, connect_backend(chardev))

@@ -150,6 +150,13 @@ class FakeVm(Vm):
         self.calls.append(("add_power_registers", base))
         self.power_base = base
 
+    def hold(self, what: int) -> None:
+        """See `Vm.hold`."""
+        self.calls.append(("hold", what))
+
+    def wait_entered(self, limit: float) -> None:
+        """See `Vm.wait_entered`."""
+
     def reset(self) -> None:
         """See `Vm.reset`."""
         self.calls.append(("reset",))

@@ -28,6 +28,11 @@ EXIT_POWEROFF = 8       # the guest entered S5
 EXIT_INTERNAL_ERROR = 9  # KVM_EXIT_INTERNAL_ERROR or FAIL_ENTRY: `error_report` tells
 EXIT_UNKNOWN = 10       # any other exit: `error_report` tells
 
+# What `Vm.hold` holds; the same numbers as SV_HOLD_* in native/core/core.h.
+HOLD_NOTHING = 0
+HOLD_ACCESSES = 1
+HOLD_GUEST = 2
+
 
 class Exit:
     """One exit that C could not serve. Reused by the vCPU: read it before the next `run`.
@@ -169,6 +174,16 @@ class Vm:
 
     def forward_ports(self, port: int, count: int) -> None:
         """Bring accesses to ports that C answers as absent (CMOS, 8042 data, ...) to Python."""
+        raise NotImplementedError
+
+    def hold(self, what: int) -> None:
+        """What waits on the vCPUs' threads from now on, without the GIL: HOLD_NOTHING;
+        HOLD_ACCESSES, those that C can't serve, so that the guest may run while its devices are
+        still being made; HOLD_GUEST, the guest itself."""
+        raise NotImplementedError
+
+    def wait_entered(self, limit: float) -> None:
+        """Until a vCPU that HOLD_GUEST kept from the guest goes on; `limit` seconds at most."""
         raise NotImplementedError
 
     def reset(self) -> None:

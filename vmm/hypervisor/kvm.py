@@ -359,6 +359,14 @@ class KvmVm(Vm):
               f"there can be {lib.SV_MAX_VIRTIO} virtio-mmio devices, one at an address")
         return registers
 
+    def hold(self, what: int) -> None:
+        """See `Vm.hold`."""
+        lib.sv_machine_hold(self._machine, what)
+
+    def wait_entered(self, limit: float) -> None:
+        """See `Vm.wait_entered`."""
+        lib.sv_machine_wait_entered(self._machine, int(limit * 1e9))
+
     def add_uart(self, port: int, gsi: int) -> KvmUart:
         """See `Vm.add_uart`."""
         out = ffi.new("struct sv_uart **")

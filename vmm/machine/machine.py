@@ -11,6 +11,7 @@ import time
 
 from shared import log
 from vmm.errors import DeviceError, VmmError
+from vmm.hypervisor.interface import HOLD_ACCESSES, HOLD_NOTHING
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     from vmm.worker.nursery import Nursery
     from vmm.worker.process import WorkerProcess
     from vmm.worker.supervisor import Kind
+
+
+# Seconds that the first vCPU is given to get a processor, on which it is to run before anything
+# else is done.
+ENTRY_LIMIT = 0.002
 
 
 class Device:
@@ -94,6 +100,10 @@ class Machine:
         """Let the vCPUs enter the guest for the first time."""
         for vcpu in self.vcpus:
             vcpu.start()
+        self.watch_memory()
+
+    def watch_memory(self) -> None:
+        """The guest runs: what it uses of its RAM becomes huge pages."""
         self.memory.start_huge_pages(self.kernel_end, *self.thread_stages)
 
     def pause_vcpus(self, deadline: float) -> None:
@@ -119,6 +129,15 @@ class Machine:
         """Let the vCPUs enter the guest again."""
         for vcpu in self.vcpus:
             vcpu.resume()
+
+    def run_early(self) -> None:
+        """Let the guest run, up to its first access that needs Python or a device."""
+        self.vm.hold(HOLD_ACCESSES)
+        self.vm.wait_entered(ENTRY_LIMIT)
+
+    def open(self) -> None:
+        """Everything is there: whatever the guest waits for goes on. Harmless if it doesn't."""
+        self.vm.hold(HOLD_NOTHING)
 
     # ---- devices ---------------------------------------------------------------------------
 

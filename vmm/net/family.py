@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shared import log
-from vmm.devices.virtio_net import VirtioNet
 from vmm.errors import ConfigError, DeviceError
 from vmm.machine.family import Family
 from vmm.net.mac import MacSource, format_mac, parse_mac
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmm.config.model import NetdevConfig, VmConfig
+    from vmm.devices.virtio_net import VirtioNet
     from vmm.event_loop import EventLoop
     from vmm.machine.machine import Machine
     from vmm.memory import GuestMemory
@@ -49,6 +49,8 @@ class NetFamily(Family):
     def make_empty(self, id: str, memory: GuestMemory, loop: EventLoop,
                    config: VmConfig) -> VirtioNet:
         """See `Family.make_empty`."""
+        from vmm.devices.virtio_net import VirtioNet  # the guest runs already
+
         device = VirtioNet(id, -1, memory, loop, foreign=False, mac=self.macs.take())
         self.know(device)
         return device

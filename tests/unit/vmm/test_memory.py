@@ -149,6 +149,28 @@ def test_what_is_loaded_lies_in_huge_pages(make: Make, tmp_path: Path, address: 
     assert huge_kib(memory) == huge * 1024
 
 
+@pytest.mark.parametrize(("first", "sizes", "gaps"), [
+    (2 * MIB + 5, (21 * MIB + 3,), ()), (MIB, (9 * MIB - 1, 5, 8 * MIB), (3, 1)),
+    (0, (8 * MIB, 8 * MIB), (4 * MIB,)), (3 * MIB, (MIB, 100, 12 * MIB), (MIB, 6 * MIB - 4096))])
+def test_load_by_several_threads(make: Make, tmp_path: Path, first: int, sizes: tuple[int, ...],
+                                 gaps: tuple[int, ...]) -> None:
+    """In units of several huge pages, whatever lies where."""
+    memory = make(33 * MIB)
+    pieces, expected, at = [], bytearray(memory.size), first
+    data = os.urandom(sum(sizes))
+    (tmp_path / "kernel").write_bytes(data)
+    with (tmp_path / "kernel").open("rb") as file:
+        offset = 0
+        for size, gap in zip(sizes, (*gaps, 0), strict=True):
+            pieces.append((at, file.fileno(), offset, size, min(gap, 7)))
+            expected[at:at + size] = data[offset:offset + size]
+            at, offset = at + size + gap, offset + size
+        loading = memory.start_load(pieces)
+        loading.wait()  # and helps
+    for start in range(0, memory.size, MIB):
+        assert memory.read(start, MIB) == expected[start:start + MIB], hex(start)
+
+
 def test_load_where_huge_pages_can_not_be_had(make: Make, tmp_path: Path) -> None:
     """A file on a file system of pages."""
     memory = make(8 * MIB, path=str(tmp_path / "ram"))
