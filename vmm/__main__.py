@@ -193,15 +193,18 @@ def _start(config: VmConfig, cleanup: Cleanup, early: Early) -> Vm:
     events = Events()
     vm = Vm(config, loop, events, cleanup)
     unix_socket.on_name = names.append
-    server = QmpServer(vm)
-    cleanup.push(server.close)
-    server.listen(config.monitors)
-    machine = None
+    builder = None
     if groundwork is not None:
         from vmm.machine.microvm import MicroVmBuilder
 
-        machine = MicroVmBuilder(config, groundwork, loop, cleanup, vm.vcpu_ended,
-                                 take_nursery).build()
+        builder = MicroVmBuilder(config, groundwork, loop, cleanup, vm.vcpu_ended, take_nursery)
+        builder.open()
+    server = QmpServer(vm)
+    cleanup.push(server.close)
+    server.listen(config.monitors)  # whoever finds it finds all other sockets
+    machine = None
+    if builder is not None:
+        machine = builder.build()
         nursery = machine.nursery
     if config.pidfile is not None:
         from vmm.daemonize import write_pidfile

@@ -62,7 +62,8 @@ def test_nothing_slow_is_loaded_before_the_guest_runs(tmp_path: Path, serial: st
     assert not loaded & SLOW
     assert not {name for name in loaded if name.startswith("vmm.qmp.commands")}
     if serial == "stdio":
-        assert ours(first) == bundled(site, 2)
+        # Here no launcher has started the nursery before.
+        assert bundled(site, 2) <= ours(first) <= bundled(site, 3)
         assert ours(loaded) == bundled(site, 4)
 
 
