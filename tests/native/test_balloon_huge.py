@@ -37,6 +37,10 @@ def fd() -> Iterator[int]:
     number.write_text(str(before + COUNT))
     try:
         if int((FOLDER / "free_hugepages").read_text()) < COUNT:
+            Path("/proc/sys/vm/drop_caches").write_text("1")
+            Path("/proc/sys/vm/compact_memory").write_text("1")
+            number.write_text(str(before + COUNT))
+        if int((FOLDER / "free_hugepages").read_text()) < COUNT:
             pytest.skip("memory is too fragmented for huge pages")
         fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB | os.MFD_HUGE_2MB)
         os.ftruncate(fd, COUNT * HUGE)
