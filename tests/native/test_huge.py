@@ -26,6 +26,7 @@ MIB = 1 << 20
 HUGE = 2 * MIB
 SIZE = 64 * MIB
 EXTENTS = SIZE // HUGE
+CONFINED = "SV_NATIVE" not in os.environ  # else the sanitizers' calls are refused as well
 ENOUGH = 64  # pages that a guest must have taken for a look at it
 
 
@@ -44,7 +45,7 @@ class Ram:
     def start(self, *ahead: tuple[int, int, bool], least: int = 0) -> None:
         out = ffi.new("struct sv_huge **")
         assert lib.sv_huge_start(self.fd, self.mapping, least, ffi.new("struct sv_ahead[]", ahead),
-                                 len(ahead), True, True, out) == 0
+                                 len(ahead), True, CONFINED, out) == 0
         self.huge = out[0]
 
     def touch(self, *extents: int, pages: int = ENOUGH) -> None:
