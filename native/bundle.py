@@ -34,10 +34,10 @@ BACKEND = "_cffi_backend"  # what our native modules are made with
 BUNDLES = {
     "vmm": (
         ("vmm.__main__", "vmm.config.checks", "vmm.machine.groundwork"),
-        ("vmm.qmp.events", "vmm.qmp.server", "vmm.vm", "vmm.machine.microvm",
-         "vmm.chardev.local"),
+        ("vmm.qmp.events", "vmm.vm", "vmm.machine.microvm", "vmm.chardev.local"),
         ("vmm.worker.nursery", "vmm.machine.parts", "vmm.block.part"),
-        ("vmm.machine.placing", "vmm.devices.virtio_blk", "vmm.devices.virtio_net"),
+        ("vmm.machine.placing", "vmm.devices.virtio_blk", "vmm.devices.virtio_net",
+         "vmm.qmp.server"),
         ("shared.sandbox.compiled",),
     ),
     "workers": (

@@ -187,25 +187,23 @@ def _start(config: VmConfig, cleanup: Cleanup, early: Early) -> Vm:
         signal(number, lambda number, frame: loop.call_soon(lambda: vm.host_signal(number)))
     groundwork = _lay_groundwork(config, cleanup)
     from vmm.qmp.events import Events
-    from vmm.qmp.server import QmpServer
     from vmm.vm import Vm
 
     events = Events()
     vm = Vm(config, loop, events, cleanup)
     unix_socket.on_name = names.append
-    builder = None
+    machine = None
     if groundwork is not None:
         from vmm.machine.microvm import MicroVmBuilder
 
-        builder = MicroVmBuilder(config, groundwork, loop, cleanup, vm.vcpu_ended, take_nursery)
-        builder.open()
+        machine = MicroVmBuilder(config, groundwork, loop, cleanup, vm.vcpu_ended,
+                                 take_nursery).build()
+        nursery = machine.nursery
+    from vmm.qmp.server import QmpServer
+
     server = QmpServer(vm)
     cleanup.push(server.close)
-    server.listen(config.monitors)  # whoever finds it finds all other sockets
-    machine = None
-    if builder is not None:
-        machine = builder.build()
-        nursery = machine.nursery
+    server.listen(config.monitors)  # whoever finds it finds a whole VM
     if config.pidfile is not None:
         from vmm.daemonize import write_pidfile
 

@@ -100,7 +100,7 @@ def test_a_sandbox_with_all_its_devices(play: Play) -> None:
     assert "sent 100000 same" in console
     heard, workers, left = replies[-3:]
     assert "from the guest" in heard
-    assert sorted(w["kind"] for w in workers) == ["blk", "console", "net", "null", "rng"]
+    assert sorted(w["kind"] for w in workers) == ["blk", "console", "net", "rng"]
     assert all(w["state"] == "running" and w["restarts"] == 0 for w in workers)
     assert report["exit"] == -signal.SIGKILL
     assert ".socket" not in left and "stratovirt" not in left

@@ -230,6 +230,7 @@ def test_nothing_is_kept(start_vm: Start, image: Path) -> None:
     for _ in range(2):
         cycle()
     wait_until(lambda: not children(vm.process.pid, "sv-blk"), "the end of the workers")
+    wait_until(lambda: children(vm.process.pid, "sv-keeper"), "what comes after the start")
     before = count()
     for _ in range(12):
         cycle()

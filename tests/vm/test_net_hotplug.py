@@ -360,6 +360,7 @@ def test_nothing_is_kept(vm: TestVm) -> None:
     for _ in range(2):
         cycle()
     wait_until(lambda: not children(vm.process.pid, "sv-net"), "the end of the workers")
+    wait_until(lambda: children(vm.process.pid, "sv-keeper"), "what comes after the start")
     before = count()
     for _ in range(12):
         cycle()

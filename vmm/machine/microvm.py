@@ -76,25 +76,19 @@ class MicroVmBuilder:
         self.mmio = AddressSpace()
         self.ports = AddressSpace()
 
-    def open(self) -> None:
-        """What can be refused without KVM: images, taps, RAM, sockets, a slot too many.
-
-        :raises VmmError: something can't be had; what was opened is closed by `cleanup`.
-        """
-        self.machine.families = (BlockFamily(), NetFamily(self.config))
-        self._open_nodes()
-        if self.config.memory.prealloc:
-            self.machine.memory.populate()
-        self._make_chardevs()
-        self._check_slots()
-
     def build(self) -> Machine:
-        """The whole machine, after `open`. Unless `-S` was given the guest runs, up to the first
-        access that needs a device: `Machine.open` lets it go on.
+        """The whole machine. Unless `-S` was given the guest runs, up to the first access that
+        needs a device: `Machine.open` lets it go on.
 
         :raises VmmError: something can't be had; what was opened is closed by `cleanup`.
         """
         machine = self.machine
+        machine.families = (BlockFamily(), NetFamily(self.config))
+        self._open_nodes()
+        if self.config.memory.prealloc:
+            machine.memory.populate()
+        self._make_chardevs()
+        self._check_slots()
         machine.vm.wait()
         self._make_legacy()
         loading = self.groundwork.loading
