@@ -178,6 +178,10 @@ class GuestMemory:
             self._huge = out[0]
             self.hold_huge_pages(self._is_held)
 
+    def is_little_used(self) -> bool:
+        """Whether huge pages would cost more than they gain: a call of the kernel."""
+        return os.fstat(self.fd).st_blocks * 512 < HUGE_PAGES_FROM
+
     def hold_huge_pages(self, held: bool) -> None:
         """Whether small pages stay small for now: a huge one takes back what a balloon gave."""
         self._is_held = held

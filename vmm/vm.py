@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 # did not come to rest. A disk may rightly need seconds to flush; nobody else waits meanwhile.
 PAUSE_LIMIT = 10.0
 END_LIMIT = 5.0
+# Seconds from one look at how much memory a guest uses to the next: they grow.
+FIRST_LOOK = 0.01
+LAST_LOOK = 4.0
 
 _GUEST_ENDS = {EXIT_SHUTDOWN: "triple fault", EXIT_RESET: "reset", EXIT_POWEROFF: "power-off"}
 
@@ -128,7 +131,12 @@ class Vm:
             self.run_state = "running"
         machine.open()
         if not self.config.frozen:
-            machine.watch_memory()
+            self._watch_memory(FIRST_LOOK)
+
+    def _watch_memory(self, delay: float) -> None:
+        """A guest that never uses much never has the thread that makes huge pages."""
+        if not self._machine().watch_memory():
+            self.loop.call_later(delay, lambda: self._watch_memory(min(2 * delay, LAST_LOOK)))
 
     # ---- stop and cont ---------------------------------------------------------------------
 
@@ -181,6 +189,7 @@ class Vm:
             self.run_state = "running"
             if first:
                 machine.start_vcpus()
+                self._watch_memory(FIRST_LOOK)
             else:
                 machine.resume_vcpus()
             self.events.emit("RESUME", {})

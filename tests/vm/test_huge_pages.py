@@ -63,6 +63,11 @@ def test_what_a_guest_fills_is_huge_and_unchanged(start_vm: Start) -> None:
 def test_the_thread_is_confined(start_vm: Start) -> None:
     vm = start_vm(memory=256)
     assert vm.guest("echo").ok
+    with pytest.raises(StopIteration):
+        thread(vm)  # there is nothing to do for it yet
+    assert vm.guest(f"memory.fill {AT} {LENGTH} 1").ok
+    wait_until(lambda: any(task.read_text() == "sv-huge-pages\n" for task in
+                           Path(f"/proc/{vm.process.pid}/task").glob("*/comm")), "the thread")
 
     def facts() -> dict[str, str]:
         lines = (thread(vm) / "status").read_text().splitlines()
@@ -75,6 +80,7 @@ def test_the_thread_is_confined(start_vm: Start) -> None:
 
 def test_a_file_of_the_user_s_keeps_its_pages(start_vm: Start, tmp_path: Path) -> None:
     vm = start_vm("-mem-path", tmp_path, memory=256)
-    assert vm.guest("echo").ok
+    assert vm.guest(f"memory.fill {AT} {LENGTH} 1").ok
+    vm.qmp.command("query-status")  # it has had the time for a look
     with pytest.raises(StopIteration):
         thread(vm)

@@ -100,11 +100,13 @@ class Machine:
         """Let the vCPUs enter the guest for the first time."""
         for vcpu in self.vcpus:
             vcpu.start()
-        self.watch_memory()
 
-    def watch_memory(self) -> None:
-        """The guest runs: what it uses of its RAM becomes huge pages."""
+    def watch_memory(self) -> bool:
+        """Once the guest uses much of its RAM that becomes huge pages; False: not yet."""
+        if self.memory.is_little_used():
+            return False
         self.memory.start_huge_pages(self.kernel_end, *self.thread_stages)
+        return True
 
     def pause_vcpus(self, deadline: float) -> None:
         """Kick every vCPU out of the guest and keep it out.
