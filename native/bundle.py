@@ -154,7 +154,7 @@ def build(root: Path, package: str, checked: bool) -> None:
         for module in group:
             importlib.import_module(module)
         files, modules = [], []
-        for name, is_package, path in Recorder.done:
+        for name, is_package, path in list(Recorder.done):  # `filters` imports more
             relative = str(path.relative_to(root))
             files.append(path)
             if name == COMPILED:
