@@ -188,11 +188,6 @@ class GuestMemory:
         if self._huge:
             lib.sv_huge_hold(self._huge, held)
 
-    @property
-    def huge_pages(self) -> int:
-        """How many were made since the guest runs."""
-        return int(lib.sv_huge_made(self._huge)) if self._huge else 0
-
     def _undo(self) -> None:
         self.close()
         if self._created:

@@ -4,6 +4,7 @@
 // more of every page walk.
 #include "core/core.h"
 #include "include/clock.h"
+#include "include/thread.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -46,8 +47,8 @@ struct sv_huge {
 	uint64_t seen;    // bytes of RAM that were there at the last look
 	uint64_t scanned; // and after the last scan
 	bool shrunk;      // some of it was given back since then
-	uint64_t count;  // of extents: whole ones alone
-	uint64_t done[]; // a bit each: was made huge, and not given back since
+	uint64_t count;   // of extents: whole ones alone
+	uint64_t done[];  // a bit each: was made huge, and not given back since
 };
 
 bool sv_huge_is_wanted(void)
@@ -110,14 +111,11 @@ static void forget_returned(struct sv_huge *huge)
 }
 
 // 0: go on. An extent that a device is just using can't become huge now.
-static int collapse(struct sv_huge *huge, uint64_t extent, uint64_t page)
+static int collapse(struct sv_huge *huge, uint64_t extent)
 {
 	uint64_t start = huge->mapping.address + extent * SV_HUGE_PAGE;
 
-	// The kernel looks for what this process has mapped; a worker may have been first.
-	if (madvise((void *)(huge->mapping.address + page), 4096, MADV_POPULATE_WRITE) < 0)
-		return -errno;
-	if (madvise((void *)start, SV_HUGE_PAGE, MADV_COLLAPSE) < 0)
+	if (!sv_huge_collapse(start, start + SV_HUGE_PAGE))
 		return errno == EAGAIN || errno == EBUSY ? 0 : -errno;
 	huge->done[extent / 64] |= 1ull << extent % 64;
 	atomic_fetch_add(&huge->made, 1);
@@ -139,7 +137,7 @@ static int scan(struct sv_huge *huge)
 		if (page / SV_HUGE_PAGE > extent)
 			extent = page / SV_HUGE_PAGE;
 		else
-			ret = collapse(huge, extent++, page);
+			ret = collapse(huge, extent++);
 	}
 	return ret;
 }
@@ -157,7 +155,7 @@ static int go_ahead(struct sv_huge *huge)
 
 			if (!is_done(huge, extent) && !atomic_load(&huge->held) &&
 			    next_page(huge, page) >= page + SV_HUGE_PAGE)
-				ret = collapse(huge, extent, page);
+				ret = collapse(huge, extent);
 			if (ret)
 				return ret;
 			extent += ahead->down ? -1ull : 1ull; // below 0 it is out of bounds too
@@ -176,12 +174,12 @@ static uint64_t bytes_there(const struct sv_huge *huge)
 // False: it is time to end.
 static bool pause_for(struct sv_huge *huge, uint64_t ns)
 {
-	uint64_t until = sv_now_ns() + ns;
-	struct timespec at = {(time_t)(until / 1000000000ull), (long)(until % 1000000000ull)};
+	struct timespec at = sv_in_ns(ns);
 	bool stopping;
 
 	pthread_mutex_lock(&huge->lock);
-	while (!huge->stopping && pthread_cond_timedwait(&huge->wake, &huge->lock, &at) == 0)
+	while (!huge->stopping &&
+	       pthread_cond_clockwait(&huge->wake, &huge->lock, CLOCK_MONOTONIC, &at) == 0)
 		;
 	stopping = huge->stopping;
 	pthread_mutex_unlock(&huge->lock);
@@ -227,7 +225,9 @@ static void *watch(void *argument)
 		} else if (is_time(huge, there, began - last_scan)) {
 			ret = scan(huge);
 			last_scan = sv_now_ns();
-			huge->seen = huge->scanned = bytes_there(huge);
+			huge->seen = bytes_there(huge);
+			if (!ret && !atomic_load(&huge->held)) // else there is more to do
+				huge->scanned = huge->seen;
 			if (wait < (last_scan - began) * SHARE)
 				wait = (last_scan - began) * SHARE;
 		}
@@ -246,7 +246,6 @@ int sv_huge_start(int fd, const struct sv_mapping *mapping, uint64_t least,
 {
 	uint64_t count = mapping->size / SV_HUGE_PAGE;
 	struct sv_huge *huge;
-	pthread_condattr_t monotonic;
 	int ret;
 
 	if (ahead_count > SV_MAX_AHEAD)
@@ -263,14 +262,11 @@ int sv_huge_start(int fd, const struct sv_mapping *mapping, uint64_t least,
 	huge->calls = calls;
 	huge->count = count;
 	pthread_mutex_init(&huge->lock, NULL);
-	pthread_condattr_init(&monotonic);
-	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-	pthread_cond_init(&huge->wake, &monotonic);
-	pthread_condattr_destroy(&monotonic);
-	ret = pthread_create(&huge->thread, NULL, watch, huge);
+	pthread_cond_init(&huge->wake, NULL);
+	ret = sv_thread_start(&huge->thread, watch, huge);
 	if (ret) {
 		free(huge);
-		return -ret;
+		return ret;
 	}
 	*out = huge;
 	return 0;

@@ -107,8 +107,7 @@ bool sv_machine_await(struct sv_machine *machine, int what)
 
 void sv_machine_wait_entered(struct sv_machine *machine, uint64_t ns)
 {
-	uint64_t until = sv_now_ns() + ns;
-	struct timespec at = {(time_t)(until / 1000000000ull), (long)(until % 1000000000ull)};
+	struct timespec at = sv_in_ns(ns);
 
 	pthread_mutex_lock(&machine->lock);
 	while (!machine->entered &&

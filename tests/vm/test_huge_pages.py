@@ -76,11 +76,3 @@ def test_the_thread_is_confined(start_vm: Start) -> None:
     wait_until(lambda: facts()["Seccomp"] == "2", "its confinement")
     assert facts()["CapEff"] == facts()["CapPrm"] == "0" * 16
     assert facts()["NoNewPrivs"] == "1"
-
-
-def test_a_file_of_the_user_s_keeps_its_pages(start_vm: Start, tmp_path: Path) -> None:
-    vm = start_vm("-mem-path", tmp_path, memory=256)
-    assert vm.guest(f"memory.fill {AT} {LENGTH} 1").ok
-    vm.qmp.command("query-status")  # it has had the time for a look
-    with pytest.raises(StopIteration):
-        thread(vm)

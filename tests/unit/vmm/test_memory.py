@@ -171,6 +171,16 @@ def test_load_by_several_threads(make: Make, tmp_path: Path, first: int, sizes: 
         assert memory.read(start, MIB) == expected[start:start + MIB], hex(start)
 
 
+@pytest.mark.parametrize("file", [False, True])
+def test_a_file_of_the_user_s_keeps_its_pages(make: Make, tmp_path: Path, file: bool) -> None:
+    require("huge_memfd")
+    threads = len(os.listdir("/proc/self/task"))
+    memory = make(4 * MIB, path=str(tmp_path / "ram") if file else None)
+    memory.start_huge_pages(0, False, False)
+    memory.start_huge_pages(0, False, False)  # once is enough
+    assert len(os.listdir("/proc/self/task")) == threads + (not file)
+
+
 def test_load_where_huge_pages_can_not_be_had(make: Make, tmp_path: Path) -> None:
     """A file on a file system of pages."""
     memory = make(8 * MIB, path=str(tmp_path / "ram"))
