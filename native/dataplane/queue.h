@@ -20,7 +20,8 @@ struct sv_queue {
 	int kick_fd;           // borrowed; -1: poll
 	struct sv_signals signals;
 	uint64_t poll_limit;   // ns
-	struct sv_polling polling;
+	struct sv_polling driver_polling; // while nothing is on its way: for requests
+	struct sv_polling disk_polling;   // else: for completions above all
 };
 
 int sv_queue_init(struct sv_queue *queue, struct sv_disk *disk, enum sv_engine_kind kind,

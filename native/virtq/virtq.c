@@ -362,7 +362,12 @@ bool sv_virtq_enable_kicks(struct sv_virtq *vq)
 
 void sv_virtq_disable_kicks(struct sv_virtq *vq)
 {
-	// With the event index the stale avail_event suffices: the driver has passed it.
-	if (!vq->event_idx && !vq->broken)
+	if (vq->broken)
+		return;
+	if (!vq->event_idx)
 		STORE(vq->used->flags, VRING_USED_F_NO_NOTIFY);
+	else if (!sv_virtq_pending(vq))
+		// Not a kick ended the wait: the driver has yet to pass the index that we wanted
+		// one for, so that index goes behind it. Once passed, a stale one suffices.
+		__atomic_store_n(vq->avail_event, (uint16_t)(vq->last_avail - 1), __ATOMIC_RELAXED);
 }

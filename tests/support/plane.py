@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from native import _dataplane
@@ -23,7 +24,9 @@ class Plane:
         if engine == "io_uring":
             require("io_uring")
         flags = os.O_RDONLY if readonly else os.O_RDWR
-        self.fd = os.open(path, flags | os.O_CLOEXEC | (os.O_DIRECT if direct else 0))
+        if direct and not Path(path).is_fifo():
+            flags |= os.O_DIRECT
+        self.fd = os.open(path, flags | os.O_CLOEXEC)
         size = os.fstat(self.fd).st_size
         self.memory = memory or GuestMemory()
         self.counters = ffi.new("struct sv_blk_counters[]", queues)
