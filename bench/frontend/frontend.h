@@ -60,6 +60,7 @@ struct ring {
 	uint16_t used_next;
 	unsigned int per_chain; // descriptors that a chain may need
 	int kick_fd, call_fd;
+	int epoll_fd; // waits for calls
 	uint64_t kicks, calls;
 };
 
