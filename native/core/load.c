@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #define UNIT (4 * SV_HUGE_PAGE)
+#define STEP (512u << 10) // of a copy, before others that wait for the processor have it
 #define HEAP_RESERVE (2 << 20)
 #define HEAP_STEP (100 << 10) // twice this is more than there ever is; once has no mapping of its own
 
@@ -29,6 +30,7 @@ struct unit {
 struct sv_load {
 	pthread_t thread;
 	int memory_fd;
+	int starter; // processor of who started this
 	uint64_t page_size;
 	struct sv_mapping mapping;
 	uint32_t count;
@@ -95,11 +97,13 @@ static size_t units_of(const struct sv_piece *pieces, uint32_t count)
 	return most;
 }
 
-// Into pages that are there; or for file systems that have no write(), hugetlbfs above all.
+// Into pages that are there; or for file systems that have no write(), hugetlbfs above all. Step by
+// step: who makes the VM meanwhile waits for the kernel again and again, and would then wait for
+// this thread's slice of time to end, for milliseconds, though it goes on for microseconds only.
 static int load_by_read(uint64_t address, int fd, uint64_t offset, uint64_t length)
 {
 	while (length) {
-		ssize_t n = pread(fd, (void *)address, length, (off_t)offset);
+		ssize_t n = pread(fd, (void *)address, length < STEP ? length : STEP, (off_t)offset);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -110,6 +114,7 @@ static int load_by_read(uint64_t address, int fd, uint64_t offset, uint64_t leng
 		address += (uint64_t)n;
 		offset += (uint64_t)n;
 		length -= (uint64_t)n;
+		sched_yield();
 	}
 	return 0;
 }
@@ -181,13 +186,22 @@ static void *work(void *argument)
 	return NULL;
 }
 
-// On two processors a second thread of ours would only wait for the one that builds devices; that
-// one helps when it has nothing else to do (sv_load_wait()).
-static bool has_processors(void)
+// On two processors this thread has the other one from the first, though it may not be idle yet:
+// beside who started it one of the two would wait for a slice of time. False: a second thread would
+// only be in the way of who builds devices; that one helps when it has nothing else to do
+// (sv_load_wait()).
+static bool share_processors(const struct sv_load *load)
 {
 	cpu_set_t set;
 
-	return sched_getaffinity(0, sizeof(set), &set) < 0 || CPU_COUNT(&set) > 2;
+	if (sched_getaffinity(0, sizeof(set), &set) < 0 || CPU_COUNT(&set) > 2)
+		return true;
+	if (CPU_COUNT(&set) == 2 && load->starter >= 0) {
+		CPU_CLR(load->starter, &set);
+		if (CPU_COUNT(&set) == 1)
+			sched_setaffinity(0, sizeof(set), &set);
+	}
+	return false;
 }
 
 // Whether this host can do it shows the first unit.
@@ -204,12 +218,12 @@ static bool can_be_huge(struct sv_load *load)
 static void *run_load(void *argument)
 {
 	struct sv_load *load = argument;
-	bool two = false;
+	bool are_many = share_processors(load), two = false;
 	pthread_t second;
 
 	for (uint32_t next = 0; next < load->count;)
 		next = plan_run(load, next);
-	if (can_be_huge(load) && has_processors())
+	if (can_be_huge(load) && are_many)
 		two = pthread_create(&second, NULL, work, load) == 0;
 	pthread_mutex_lock(&load->lock);
 	load->is_ready = true;
@@ -266,6 +280,7 @@ int sv_load_start(int memory_fd, uint64_t page_size, const struct sv_mapping *ma
 		return -ENOMEM;
 	}
 	load->memory_fd = memory_fd;
+	load->starter = sched_getcpu();
 	load->page_size = page_size;
 	load->mapping = *mapping;
 	load->count = count;

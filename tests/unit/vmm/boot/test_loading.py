@@ -61,6 +61,25 @@ def test_a_kernel_alone(memory: GuestMemory, config: BootConfig) -> None:
     assert loading.module == (0, 0)
 
 
+@pytest.mark.parametrize("processors", [1, 2, 3])
+def test_whatever_processors_there_are(memory: GuestMemory, config: BootConfig, tmp_path: Path,
+                                       processors: int) -> None:
+    """A large file, in huge pages where there are any; the caller keeps its processors."""
+    whole = os.sched_getaffinity(0)
+    data = os.urandom(9 * MIB + 5)
+    (tmp_path / "initrd").write_bytes(data)
+    few = set(sorted(whole)[:processors])
+    try:
+        os.sched_setaffinity(0, few)
+        loading = Loading(memory, config, fresh=True)
+        loading.wait()
+        assert os.sched_getaffinity(0) == few
+    finally:
+        os.sched_setaffinity(0, whole)
+    address, size = loading.module
+    assert memory.read(address, size) == data
+
+
 @pytest.mark.parametrize(("name", "length", "match"), [
     ("kernel", 0x1100, r"-kernel .*/kernel: can't be read: .*the file ends"),
     ("initrd", 100, r"-initrd .*/initrd: can't be read: .*the file ends")])
