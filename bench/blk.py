@@ -63,7 +63,9 @@ def pair(case: Case, image: Path, number: int, seconds: float = SECONDS, segment
     found = {}
     # At depth 1 most of the time would be that of CPUs that fall asleep and are woken.
     for rival in order:
-        backends.prepare(image, size, cached=not case.direct)
+        # Who reads leaves all as it was: both find the same pages, fast or slow ones.
+        if case.pattern.endswith("write") or rival == order[0]:
+            backends.prepare(image, size, cached=not case.direct)
         with backends.awake() if case.depth == 1 else contextlib.nullcontext():
             found[rival] = backends.run(rival, image, case.direct,
                                         *options(case, seconds, segment), pinned=case.depth == 1)

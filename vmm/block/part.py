@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 class DiskPart(Part):
     """A disk that a worker of ours serves."""
 
-    family = "block"
-
     def start(self, builder: Builder) -> None:
         """See `Part.start`."""
         node = self._take_node(builder.machine)

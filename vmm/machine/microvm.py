@@ -23,22 +23,10 @@ from vmm.devices.ged import GenericEventDevice
 from vmm.devices.serial import Serial
 from vmm.errors import ConfigError
 from vmm.hypervisor.interface import HOLD_GUEST
+from vmm.machine.drivers import DRIVERS
 from vmm.machine.machine import Machine
 from vmm.net.family import NetFamily
 from vmm.vcpu import VcpuThread
-
-# What each -device is that has a slot: the family in whose slots, or "": one of its own. How it is
-# made: vmm/machine/parts.py.
-FAMILIES = {
-    "virtio-blk-device": "block",
-    "vhost-user-blk-device": "block",
-    "virtio-net-device": "net",
-    "vhost-vsock-device": "",
-    "vhost-user-fs-device": "",
-    "virtio-rng-device": "",
-    "virtio-serial-device": "",
-    "virtio-balloon-device": "",
-}
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
 if TYPE_CHECKING:
@@ -109,10 +97,10 @@ class MicroVmBuilder:
 
     def _check_slots(self) -> None:
         """Whether there is a place for each device, and where."""
-        drivers = [device.driver for device in self.config.devices]
-        count = sum(FAMILIES.get(driver) == "" for driver in drivers)
+        drivers = [device.driver for device in self.config.devices if device.driver in DRIVERS]
+        count = sum(not DRIVERS[driver].family for driver in drivers)
         for family in self.machine.families:
-            own = [driver for driver in drivers if FAMILIES.get(driver) == family.name]
+            own = [driver for driver in drivers if DRIVERS[driver].family == family.name]
             for driver in own[family.count:]:
                 raise ConfigError(f"A maximum of {family.count} {family.name} replaceable devices "
                                   f"are supported: -device {driver} is one too many", "remove it")

@@ -28,11 +28,8 @@ if TYPE_CHECKING:
 class Part:
     """One device. A subclass knows its back end and its virtio device.
 
-    family: name of the family in whose slots it goes; "": it gets a place of its own, for good.
     worker, kind: set by `start` where a worker of ours serves it.
     """
-
-    family = ""
 
     def __init__(self, config: DeviceConfig, name: str) -> None:
         self.config = config

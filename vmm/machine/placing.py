@@ -7,6 +7,7 @@ are made when a driver takes a device: KVM would wait for the running vCPUs here
 from __future__ import annotations
 
 from vmm.arch.x86_64 import layout
+from vmm.machine.drivers import DRIVERS
 from vmm.machine.machine import Device
 from vmm.machine.slots import Slot
 from vmm.transport.virtio_mmio import VirtioMmio
@@ -24,11 +25,13 @@ def place_devices(builder: MicroVmBuilder, parts: list[Part]) -> None:
 
     :raises VmmError: a device can't be made.
     """
-    for family in builder.machine.families:
-        _fill(builder, family, [part for part in parts if part.family == family.name])
+    by_family: dict[str, list[Part]] = {}
     for part in parts:
-        if not part.family:
-            _place(builder, part, None, 0)
+        by_family.setdefault(DRIVERS[part.config.driver].family, []).append(part)
+    for family in builder.machine.families:
+        _fill(builder, family, by_family.get(family.name, []))
+    for part in by_family.get("", []):
+        _place(builder, part, None, 0)
 
 
 def _fill(builder: MicroVmBuilder, family: Family, parts: list[Part]) -> None:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 class NicPart(Part):
     """A NIC: on taps, served by a worker of ours, or on somebody's vhost-user back end."""
 
-    family = "net"
-
     def __init__(self, config: DeviceConfig, name: str) -> None:
         super().__init__(config, name)
         self._queue_size = int(config.options["queue-size"])
