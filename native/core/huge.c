@@ -142,7 +142,25 @@ static int scan(struct sv_huge *huge)
 	return ret;
 }
 
-// What it will use first, before it does: nothing need be copied, and no processor be told.
+static uint64_t bytes_there(const struct sv_huge *huge)
+{
+	struct stat info;
+
+	return fstat(huge->fd, &info) < 0 ? 0 : (uint64_t)info.st_blocks * 512;
+}
+
+static bool is_shrinking(struct sv_huge *huge)
+{
+	uint64_t there = bytes_there(huge);
+	bool found = there < huge->seen;
+
+	huge->shrunk |= found;
+	huge->seen = there;
+	return found;
+}
+
+// What it will use first, before it does: nothing need be copied, and no processor be told. What a
+// guest has just given back looks as if it had never been used; one that does so needs nothing.
 static int go_ahead(struct sv_huge *huge)
 {
 	for (uint32_t i = 0; i < huge->ahead_count; i++) {
@@ -153,6 +171,8 @@ static int go_ahead(struct sv_huge *huge)
 			uint64_t page = extent * SV_HUGE_PAGE;
 			int ret = 0;
 
+			if (is_shrinking(huge))
+				return 0;
 			if (!is_done(huge, extent) && !atomic_load(&huge->held) &&
 			    next_page(huge, page) >= page + SV_HUGE_PAGE)
 				ret = collapse(huge, extent);
@@ -162,13 +182,6 @@ static int go_ahead(struct sv_huge *huge)
 		}
 	}
 	return 0;
-}
-
-static uint64_t bytes_there(const struct sv_huge *huge)
-{
-	struct stat info;
-
-	return fstat(huge->fd, &info) < 0 ? 0 : (uint64_t)info.st_blocks * 512;
 }
 
 // False: it is time to end.

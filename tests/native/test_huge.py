@@ -87,6 +87,12 @@ class Ram:
     def wait_whole(self, *extents: int) -> None:
         wait_until(lambda: self.whole() == sorted(extents), f"extents {extents}")
 
+    def is_calm(self) -> bool:
+        """Whether nothing came to be there for a while."""
+        before = lib.sv_huge_made(self.huge)
+        time.sleep(0.1)
+        return bool(lib.sv_huge_made(self.huge) == before)
+
     def close(self) -> None:
         lib.sv_huge_stop(self.huge)
         self.huge = ffi.NULL
@@ -129,6 +135,23 @@ def test_a_guest_that_uses_little_keeps_small_pages(ram: Ram) -> None:
     assert ram.present()[1:4] == [ENOUGH * 4] * 3 and lib.sv_huge_made(ram.huge) == 0
     ram.touch(4, 5, 6, 7, 8)
     ram.wait_whole(*range(1, 11))
+
+
+def test_who_gives_memory_back_gets_none_in_advance() -> None:
+    """What was given back is not taken again because it looks as if it had never been used."""
+    require("huge_memfd")
+    ram = Ram(1 << 30)
+    try:
+        ram.touch(1, 2, 3, 4)
+        ram.start((HUGE, 500, False), least=2 * ENOUGH * 4096)
+        while lib.sv_huge_made(ram.huge) == 0:
+            pass  # to sleep would give it time to be through
+        ram.give_back(HUGE, 200 * HUGE)
+        wait_until(lambda: lib.sv_huge_made(ram.huge) > 0 and ram.is_calm(), "a pause of the thread")
+        # One that it was at may come back.
+        assert len(ram.whole()) <= 1 and lib.sv_huge_made(ram.huge) < 200
+    finally:
+        ram.close()
 
 
 def test_what_it_will_use_is_there_before(ram: Ram) -> None:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.vm
 
 MIB = 1 << 20
 SIZE = 256 * MIB
-AT = 64 * MIB    # memory of the guest that nothing is in,
+AT = 128 * MIB   # memory of the guest that nothing is in, nor will be (docs/memory.md),
 PAGES = 32 * MIB // 4096  # and so much of it
 DEVICE = ("-device", "virtio-balloon-device,id=balloon0,free-page-reporting=true")
 INACTIVE = {"class": "DeviceNotActive", "desc": "No balloon device has been activated"}
