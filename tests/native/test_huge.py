@@ -90,7 +90,7 @@ class Ram:
     def is_calm(self) -> bool:
         """Whether nothing came to be there for a while."""
         before = lib.sv_huge_made(self.huge)
-        time.sleep(0.1)
+        time.sleep(0.1)  # several looks of its
         return bool(lib.sv_huge_made(self.huge) == before)
 
     def close(self) -> None:
