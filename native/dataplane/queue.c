@@ -117,6 +117,7 @@ static void *serve(void *argument)
 {
 	struct sv_queue *queue = argument;
 
+	sv_virtq_disable_kicks(&queue->vq);
 	for (;;) {
 		bool stop = __atomic_load_n(&queue->stop, __ATOMIC_ACQUIRE);
 		// What a predecessor had taken counts as in flight: stop finishes it too.

@@ -14,6 +14,7 @@ from tests.support.tiny_guest import wait_for
 
 pytestmark = pytest.mark.native
 
+NO_NOTIFY = 1  # VRING_USED_F_NO_NOTIFY
 # Long enough for any machine to come back in time, far longer than anything else here takes.
 SECOND = 1_000_000_000
 SECTOR = 512
@@ -22,11 +23,11 @@ SECTOR = 512
 class SlowDisk:
     """A disk whose reads end when the test says so: a pipe. Only a ring reads one at an offset."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, features: int = F_VERSION_1 | F_EVENT_IDX) -> None:
         os.mkfifo(path)
         self.plane = Plane(str(path), "io_uring", direct=True, block_device=True,
                            size=64 * SECTOR, capacity=64)
-        self.ring: GuestRing = self.plane.start(0, 16, F_VERSION_1 | F_EVENT_IDX)
+        self.ring: GuestRing = self.plane.start(0, 16, features)
         self.kicks = 0
 
     def read(self) -> BlkRequest:
@@ -96,3 +97,17 @@ def test_requests_are_taken_while_the_disk_is_busy(disk: SlowDisk) -> None:
     os.write(disk.plane.fd, b"".join(data))
     disk.ring.wait_used(2)
     assert {first.data, second.data} == set(data)  # a pipe's readers have no order
+
+
+@pytest.mark.parametrize("features", [F_VERSION_1, F_VERSION_1 | F_EVENT_IDX])
+def test_who_stops_wants_kicks(tmp_path: Path, features: int) -> None:
+    """A request that comes then must reach whoever serves the ring next."""
+    disk = SlowDisk(tmp_path / "disk", features)
+    lib.sv_plane_set_poll(disk.plane.plane, 20 * SECOND)
+    disk.let(disk.read())
+    if features == F_VERSION_1:
+        assert disk.ring.used_flags == NO_NOTIFY
+    assert disk.plane.stop() == 1
+    assert disk.ring.used_flags == 0
+    assert asleep(disk) or features == F_VERSION_1
+    disk.plane.close()

@@ -81,6 +81,7 @@ class GuestRing:
         self.desc = memory.alloc(16 * size, 4096)
         self.avail = memory.alloc(6 + 2 * size, 4096)
         self.used = memory.alloc(6 + 8 * size, 4096)
+        memory.fill(self.desc, self.used + 6 + 8 * size - self.desc, 0)  # it may be used memory
         self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.err_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -114,6 +115,10 @@ class GuestRing:
     @property
     def avail_event(self) -> int:
         return int.from_bytes(self.memory.read(self.used + 4 + 8 * self.size, 2), "little")
+
+    @property
+    def used_flags(self) -> int:
+        return int.from_bytes(self.memory.read(self.used, 2), "little")
 
     @property
     def used_idx(self) -> int:
