@@ -299,11 +299,12 @@ def test_where_nobody_is(tmp_path: Path, path: str, text: str) -> None:
     (tmp_path / "file").write_text("")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "dead"))
-    before = len(os.listdir("/proc/self/fd"))
+    before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(CtlError, match=text) as caught:
         QmpClient(f"{tmp_path}/{path}")
     assert str(caught.value).isprintable()
-    assert len(os.listdir("/proc/self/fd")) == before
+    # Threads of earlier tests may be closing theirs.
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
