@@ -27,6 +27,8 @@
 #define LONGEST 1000000000ull    // at one that doesn't
 #define NONE_FREE 10000000000ull // after the host had no huge page
 #define SOON 2000000000ull       // a guest that never stops growing is seen to after that long
+#define AGAIN 100000000ull       // after a page was in use; then twice as long each time,
+#define TRIES 8                  // so often
 #define GROWTH (64ull << 12)     // bytes that count
 #define SHARE 10                 // scans take this part of the time at most
 
@@ -47,6 +49,8 @@ struct sv_huge {
 	uint64_t seen;    // bytes of RAM that were there at the last look
 	uint64_t scanned; // and after the last scan
 	bool shrunk;      // some of it was given back since then
+	bool busy;        // an extent can't become huge just now: a page of it is in use
+	unsigned int tries; // scans in a row that found such a one
 	uint64_t count;   // of extents: whole ones alone
 	uint64_t done[];  // a bit each: was made huge, and not given back since
 };
@@ -110,13 +114,16 @@ static void forget_returned(struct sv_huge *huge)
 	huge->shrunk = false;
 }
 
-// 0: go on. An extent that a device is just using can't become huge now.
+// 0: go on. An extent that a device is just using can't become huge now; nor can one whose pages
+// another processor has just touched, sometimes.
 static int collapse(struct sv_huge *huge, uint64_t extent)
 {
 	uint64_t start = huge->mapping.address + extent * SV_HUGE_PAGE;
 
-	if (!sv_huge_collapse(start, start + SV_HUGE_PAGE))
+	if (!sv_huge_collapse(start, start + SV_HUGE_PAGE)) {
+		huge->busy |= errno == EAGAIN || errno == EBUSY;
 		return errno == EAGAIN || errno == EBUSY ? 0 : -errno;
+	}
 	huge->done[extent / 64] |= 1ull << extent % 64;
 	atomic_fetch_add(&huge->made, 1);
 	return 0;
@@ -204,12 +211,14 @@ static bool pause_for(struct sv_huge *huge, uint64_t ns)
 static bool is_time(struct sv_huge *huge, uint64_t there, uint64_t since_scan)
 {
 	bool growing = there >= huge->seen + GROWTH;
-	bool changed;
+	bool changed, again;
 
 	huge->shrunk |= there < huge->seen;
 	changed = huge->shrunk || there >= huge->scanned + GROWTH;
+	huge->tries = changed ? 0 : huge->tries;
+	again = huge->tries && huge->tries <= TRIES && since_scan > AGAIN << (huge->tries - 1);
 	huge->seen = there;
-	return changed && there >= huge->least && (!growing || since_scan > SOON) &&
+	return (changed || again) && there >= huge->least && (!growing || since_scan > SOON) &&
 	       !atomic_load(&huge->held);
 }
 
@@ -241,6 +250,8 @@ static void *watch(void *argument)
 			huge->seen = bytes_there(huge);
 			if (!ret && !atomic_load(&huge->held)) // else there is more to do
 				huge->scanned = huge->seen;
+			huge->tries = huge->busy ? huge->tries + 1 : 0;
+			huge->busy = false;
 			if (wait < (last_scan - began) * SHARE)
 				wait = (last_scan - began) * SHARE;
 		}
