@@ -89,7 +89,8 @@ int sv_virtq_start(struct sv_virtq *vq, const struct sv_memory *memory, unsigned
 
 void sv_virtq_stop(struct sv_virtq *vq)
 {
-	// Nobody looks any more: a driver that goes on must kick, for whoever serves the ring next.
+	// Nobody looks any more: a driver that goes on must kick, for whoever serves the ring next, and
+	// may wait without having asked (qemu-storage-daemon does, until it takes its first entry).
 	sv_virtq_enable_kicks(vq);
 	// Nothing is in flight: the driver may come back with another ring, from index 0.
 	if (vq->inflight)

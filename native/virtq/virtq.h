@@ -62,7 +62,8 @@ int sv_virtq_start(struct sv_virtq *vq, const struct sv_memory *memory, unsigned
 		   uint64_t desc, uint64_t avail, uint64_t used, uint64_t features,
 		   uint16_t base, struct sv_inflight_queue *inflight);
 
-// Everything taken was given back: the in-flight record starts afresh.
+// Everything taken was given back: the in-flight record starts afresh, and the driver kicks for
+// the next entry.
 void sv_virtq_stop(struct sv_virtq *vq);
 
 // Entries the driver has made available and nobody has taken (what was in flight included).

@@ -169,6 +169,20 @@ def waiting(plane: NetPlane, ring: GuestRing) -> None:
     until(lambda: ring.avail_event == 1, "it waits for buffers")
 
 
+@pytest.mark.parametrize("features", [BASE, BASE | F_EVENT_IDX])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_stopped_queue_wants_kicks(make: Make, features: int, index: int) -> None:
+    """A successor need not ask for them before it waits for the first one."""
+    plane = make(features=features)
+    ring = GuestRing(plane.memory, 64, features)
+    ring.avail_idx = 7
+    ring.set_avail_idx(7)
+    plane.start(index, base=7, ring=ring)
+    until(ring.wants_kick, "it waits for buffers")
+    assert plane.stop(index) == 7
+    assert ring.wants_kick()
+
+
 def test_a_frame_waits_for_buffers_enough(make: Make) -> None:
     plane = make(features=BASE | F_EVENT_IDX)
     ring = plane.start(0)

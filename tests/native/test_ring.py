@@ -95,6 +95,25 @@ def test_a_chain_that_waits_is_available_again_after_a_stop(plane: RingPlane,
     assert guest.wait_used(1)[0][1] == 3
 
 
+@pytest.mark.parametrize("features", [F_VERSION_1, ALL])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_stopped_queue_wants_kicks(pipe: tuple[int, int], features: int, waits: bool) -> None:
+    """A successor need not ask for them before it waits for the first one."""
+    plane = rng_plane(pipe[0], features=features)
+    try:
+        guest = plane.start()
+        plane.offer(16)
+        if waits:
+            until(lambda: plane.counters[0].starved > 0)
+        else:
+            os.write(pipe[1], b"one")
+            guest.wait_used(1)
+        guest.avail_idx = plane.stop()
+        assert guest.wants_kick()
+    finally:
+        plane.close()
+
+
 def test_the_last_words_before_a_stop(plane: RingPlane, pipe: tuple[int, int]) -> None:
     """What was made available by then is served, whether the kick was heard or not."""
     guest = plane.start(size=SIZE)

@@ -390,6 +390,35 @@ def test_avail_event_follows_what_was_taken(plane: Plane) -> None:
             os.sched_yield()
 
 
+@pytest.mark.parametrize("features", [F_VERSION_1, ALL])
+@pytest.mark.parametrize("requests", [0, 1, 5])
+def test_a_stopped_queue_wants_kicks(plane: Plane, features: int, requests: int) -> None:
+    """A successor need not ask for them before it waits for the first one."""
+    ring = GuestRing(plane.memory, SIZE, features)
+    ring.avail_idx = 7
+    ring.set_avail_idx(7)
+    plane.start(ring=ring, base=7)
+    for _ in range(requests):
+        flush_once(ring)
+    while not ring.wants_kick():
+        os.sched_yield()
+    assert plane.stop() == 7 + requests
+    assert ring.wants_kick()
+
+
+def test_a_stopped_queue_wants_kicks_for_the_next_entry_at_the_wrap(plane: Plane) -> None:
+    ring = GuestRing(plane.memory, SIZE, ALL)
+    ring.avail_idx = 0xFFFF
+    ring.set_avail_idx(0xFFFF)
+    plane.start(ring=ring, base=0xFFFF)
+    ring.add(BlkRequest(ring.memory, FLUSH).buffers)
+    ring.publish()
+    while ring.used_idx != 1:
+        os.sched_yield()
+    assert plane.stop() == 0
+    assert ring.wants_kick() and ring.avail_event == 0
+
+
 def test_ring_without_kick_descriptor_is_polled(plane: Plane) -> None:
     ring = GuestRing(plane.memory, SIZE, ALL)
     setup = plane.setup(ring)

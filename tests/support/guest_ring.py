@@ -116,6 +116,12 @@ class GuestRing:
     def avail_event(self) -> int:
         return int.from_bytes(self.memory.read(self.used + 4 + 8 * self.size, 2), "little")
 
+    def wants_kick(self) -> bool:
+        """Whether a driver that makes one more chain available has to kick (2.7.10)."""
+        if self.features & F_EVENT_IDX:
+            return self.avail_event == self.avail_idx
+        return not self.memory.read(self.used, 1)[0] & 1
+
     @property
     def used_flags(self) -> int:
         return int.from_bytes(self.memory.read(self.used, 2), "little")
