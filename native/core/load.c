@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <malloc.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -119,16 +120,25 @@ static int load_by_read(uint64_t address, int fd, uint64_t offset, uint64_t leng
 	return 0;
 }
 
-// Into pages that are not: without a page fault for each, and without zeroing it first.
-static int load_by_sendfile(struct sv_load *load, const struct sv_piece *piece)
+// RAM with a position of its own: sendfile() writes where that is, and huge.c moves the one that
+// all others share, at any time. -1: there is no /proc.
+static int open_again(int fd)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return open(path, O_WRONLY | O_CLOEXEC);
+}
+
+static int send_piece(const struct sv_load *load, const struct sv_piece *piece, int memory_fd)
 {
 	off_t from = (off_t)piece->offset;
 	uint64_t done = 0;
 
-	if (lseek(load->memory_fd, (off_t)(piece->address - load->mapping.address), SEEK_SET) < 0)
+	if (lseek(memory_fd, (off_t)(piece->address - load->mapping.address), SEEK_SET) < 0)
 		return -errno;
 	while (done < piece->length) {
-		ssize_t n = sendfile(load->memory_fd, piece->fd, &from, piece->length - done);
+		ssize_t n = sendfile(memory_fd, piece->fd, &from, piece->length - done);
 
 		if (n > 0)
 			done += (uint64_t)n;
@@ -141,6 +151,19 @@ static int load_by_sendfile(struct sv_load *load, const struct sv_piece *piece)
 			return -errno;
 	}
 	return 0;
+}
+
+// Into pages that are not: without a page fault for each, and without zeroing it first.
+static int load_by_sendfile(const struct sv_load *load, const struct sv_piece *piece)
+{
+	int memory_fd = open_again(load->memory_fd);
+	int ret;
+
+	if (memory_fd < 0)
+		return load_by_read(piece->address, piece->fd, piece->offset, piece->length);
+	ret = send_piece(load, piece, memory_fd);
+	close(memory_fd);
+	return ret;
 }
 
 static void fail(struct sv_load *load, uint32_t job, int error)

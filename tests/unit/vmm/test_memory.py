@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -120,6 +121,32 @@ def test_load_of_several_pieces(make: Make, tmp_path: Path) -> None:
     assert memory.read(0, 0x1004) == bytes(0x1000) + b"###" + data[7:8]
     assert memory.read(end, 6) == bytes(5) + b"#"
     assert memory.read(GAP_END, 106) == b"#" * 5 + data[:100] + b"#"
+
+
+def test_load_keeps_off_the_position_that_others_move(make: Make, tmp_path: Path) -> None:
+    """The thread of huge pages does, while `system_reset` loads; so may whoever has the memfd."""
+    memory = make()
+    (tmp_path / "initrd").write_bytes(b"initrd")
+    os.lseek(memory.fd, MIB, os.SEEK_SET)
+    with (tmp_path / "initrd").open("rb") as file:
+        load(memory, (0x1005, file.fileno(), 0, 6, 0))
+    assert os.lseek(memory.fd, 0, os.SEEK_CUR) == MIB
+    assert memory.read(0x1004, 8) == b"\0initrd\0"
+
+
+def test_load_without_a_descriptor_to_spare(make: Make, tmp_path: Path) -> None:
+    memory = make()
+    (tmp_path / "initrd").write_bytes(b"initrd")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (tmp_path / "initrd").open("rb") as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            with pytest.raises(OSError):
+                os.dup(file.fileno())
+            load(memory, (0x1005, file.fileno(), 0, 6, 0))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert memory.read(0x1004, 8) == b"\0initrd\0"
 
 
 def huge_kib(memory: GuestMemory) -> int:
