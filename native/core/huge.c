@@ -121,8 +121,13 @@ static int collapse(struct sv_huge *huge, uint64_t extent)
 	uint64_t start = huge->mapping.address + extent * SV_HUGE_PAGE;
 
 	if (!sv_huge_collapse(start, start + SV_HUGE_PAGE)) {
-		huge->busy |= errno == EAGAIN || errno == EBUSY;
-		return errno == EAGAIN || errno == EBUSY ? 0 : -errno;
+		// EINVAL of a kernel that could do it before is about this extent: among others that
+		// the guest was giving pages of it back.
+		bool later = errno == EAGAIN || errno == EBUSY ||
+			     (errno == EINVAL && atomic_load(&huge->made));
+
+		huge->busy |= later;
+		return later ? 0 : -errno;
 	}
 	huge->done[extent / 64] |= 1ull << extent % 64;
 	atomic_fetch_add(&huge->made, 1);
@@ -310,6 +315,7 @@ void sv_huge_stop(struct sv_huge *huge)
 {
 	if (!huge)
 		return;
+	sv_huge_hold(huge, true); // or a scan under way went on to its end, in a large guest for seconds
 	pthread_mutex_lock(&huge->lock);
 	huge->stopping = true;
 	pthread_cond_signal(&huge->wake);

@@ -27,6 +27,7 @@ HUGE = 2 * MIB
 SIZE = 64 * MIB
 EXTENTS = SIZE // HUGE
 CONFINED = "SV_NATIVE" not in os.environ  # else the sanitizers' calls are refused as well
+MADV_NOHUGEPAGE = 15
 ENOUGH = 64  # pages that a guest must have taken for a look at it
 
 
@@ -106,6 +107,37 @@ def ram() -> Iterator[Ram]:
     made = Ram()
     yield made
     made.close()
+
+
+def test_the_end_does_not_wait_for_a_whole_scan() -> None:
+    """Which takes seconds in a large guest, and `quit` would take as long."""
+    require("huge_memfd")
+    for _ in range(50):  # a scan may be over before we are told that it has begun
+        ram = Ram()
+        try:
+            ram.touch(*range(EXTENTS))
+            ram.start()
+            while not lib.sv_huge_made(ram.huge):
+                os.sched_yield()
+            lib.sv_huge_stop(ram.huge)
+            ram.huge = ffi.NULL
+            if len(ram.whole()) < EXTENTS:
+                return
+        finally:
+            ram.close()
+    pytest.fail("every scan came to its end")
+
+
+def test_an_extent_that_can_not_become_huge_ends_nothing(ram: Ram) -> None:
+    """The kernel says EINVAL of it, as of pages that are given back meanwhile."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    place = ctypes.c_void_p(ram.mapping.address + 3 * HUGE)
+    assert libc.madvise(place, ctypes.c_size_t(HUGE), MADV_NOHUGEPAGE) == 0
+    ram.start()
+    ram.touch(1)
+    ram.wait_whole(1)
+    ram.touch(3, 5, EXTENTS - 1)
+    ram.wait_whole(1, 5, EXTENTS - 1)
 
 
 def test_what_is_used_becomes_huge(ram: Ram) -> None:
