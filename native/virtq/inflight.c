@@ -52,9 +52,10 @@ int sv_inflight_recover(struct sv_inflight_queue *queue, unsigned int size, uint
 
 	if (queue->version == 0) {
 		memset(queue, 0, sizeof(*queue) + size * sizeof(queue->desc[0]));
-		queue->version = SV_INFLIGHT_VERSION;
 		queue->desc_num = (uint16_t)size;
 		queue->used_idx = used_idx;
+		// Last: who finds it finds a whole record, even if this process is killed just now.
+		__atomic_store_n(&queue->version, SV_INFLIGHT_VERSION, __ATOMIC_RELEASE);
 		return 0;
 	}
 	if (queue->version != SV_INFLIGHT_VERSION || queue->desc_num != size)
