@@ -9,6 +9,8 @@
 
 #define BOUNCE_BYTES (256u * 1024)
 
+_Static_assert(BOUNCE_BYTES <= ZEROES_CHUNK, "there are zeroes for all of the buffer");
+
 // Copy between the bounce buffer and the guest's buffers, without moving on.
 void sv_blk_copy_data(struct sv_blk_request *request, uint8_t *bounce, uint64_t bytes, bool to_guest)
 {
@@ -84,13 +86,11 @@ void sv_blk_write_partial(struct sv_blk_request *request)
 			ret = -ENOMEM;
 			break;
 		}
-		if (request->zeroing && !request->data_count)
+		if (request->zeroing)
 			sv_blk_refill_zeroes(request);
 		aligned_range(request, &start, &length);
 		skip = request->offset - start;
 		part = MIN(length - skip, request->left);
-		if (request->zeroing)
-			part = MIN(part, ZEROES_CHUNK);
 		iov.iov_len = length;
 		io.offset = start;
 		// Beyond the end of the image there is nothing to keep but zeroes.

@@ -250,7 +250,8 @@ void sv_blk_issue(struct sv_blk_request *request, bool lonely)
 	struct sv_io *io = &request->io;
 
 	for (;;) {
-		if (request->zeroing && !request->data_count)
+		// All of them each time: what a bounce buffer holds is not where the last ones end.
+		if (request->zeroing)
 			sv_blk_refill_zeroes(request);
 		request->bouncing = false;
 		io->op = request->type == SV_BLK_READ ? SV_IO_READ : SV_IO_WRITE;

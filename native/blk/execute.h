@@ -53,5 +53,5 @@ void sv_blk_start_zeroing(struct sv_blk_request *request);
 // What fallocate or BLKDISCARD said of the range under way.
 void sv_blk_segment_done(struct sv_blk_request *request, int result);
 
-// The next chunk of written zeroes, as data of the request.
+// As many zeroes as are left to write, or one chunk, as data of the request.
 void sv_blk_refill_zeroes(struct sv_blk_request *request);

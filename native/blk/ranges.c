@@ -30,7 +30,6 @@ void sv_blk_refill_zeroes(struct sv_blk_request *request)
 static void write_zeroes(struct sv_blk_request *request)
 {
 	request->zeroing = true;
-	request->data_count = 0;
 	sv_blk_issue(request, false);
 }
 

@@ -102,6 +102,22 @@ def test_zeroes_are_written_where_the_image_makes_none(image: Path) -> None:
     plane.close()
 
 
+@pytest.mark.parametrize("engine", ["io_uring", "threads"])
+@pytest.mark.parametrize(("sector", "count"), [
+    (1, 2047), (1, 2048), (1, 4104), (8, 4097), (7, 6001), (0, 8192)])
+def test_more_zeroes_than_are_written_at_once(image: Path, engine: str, sector: int,
+                                              count: int) -> None:
+    """Parts of blocks, whose bounce buffer is not filled when a chunk of zeroes ends."""
+    content = bytearray(random.Random(2).randbytes(4 << 20))
+    image.write_bytes(content)
+    plane = Plane(str(image), engine, direct=True, align=4096, no_zero_range=True)
+    plane.start(features=FEATURES)
+    assert plane.request(WRITE_ZEROES, data=ranges((sector, count, 0))).status == OK
+    plane.close()
+    content[sector * 512:(sector + count) * 512] = bytes(count * 512)
+    assert image.read_bytes() == content
+
+
 def test_discard_ignore_changes_nothing(image: Path) -> None:
     before, space = image.read_bytes(), allocated(image)
     plane = Plane(str(image), unmap=False)
