@@ -66,6 +66,14 @@ static void aligned_range(struct sv_blk_request *request, uint64_t *start, uint6
 	*length = MIN(end_at - *start, BOUNCE_BYTES);
 }
 
+// How many bytes of the block-aligned range the image has: those after it are zeroes.
+static uint64_t present(struct sv_disk *disk, uint64_t start, uint64_t length)
+{
+	uint64_t size = __atomic_load_n(&disk->size, __ATOMIC_RELAXED);
+
+	return size > start ? MIN(length, size - start) : 0;
+}
+
 // Write less than whole blocks: read them, put the new bytes in, write them back. Exclusive:
 // no other write of any queue is on its way meanwhile, so none can be undone.
 void sv_blk_write_partial(struct sv_blk_request *request)
@@ -98,6 +106,11 @@ void sv_blk_write_partial(struct sv_blk_request *request)
 		io.op = SV_IO_READ;
 		io.flags = 0;
 		ret = sv_io_run(&io, disk->fd);
+		// What was not read although it should be there must not become zeroes.
+		if (ret >= 0 && (uint64_t)ret < present(disk, start, length)) {
+			sv_blk_measure(disk);
+			ret = -ENODATA;
+		}
 		if (ret < 0)
 			break;
 		sv_blk_copy_data(request, (uint8_t *)iov.iov_base + skip, part, false);

@@ -262,3 +262,15 @@ def test_image_that_was_made_shorter_gives_an_error(image: Path, engine: str,
     assert plane.request(IN, 0, room=8192).status == IOERR
     assert plane.request(IN, 64, room=512).status == IOERR
     plane.close()
+
+
+@pytest.mark.parametrize("sector", [1, 9, 17])
+def test_part_of_a_block_that_was_cut_off_is_not_made_zeroes(image: Path, sector: int) -> None:
+    """To write it, its block is read: what is missing then was somebody's data."""
+    plane = Plane(str(image), direct=True, align=4096)
+    plane.start()
+    assert plane.request(OUT, sector, bytes(512)).status == OK  # the image is looked at here
+    os.truncate(image, sector // 8 * 4096)
+    assert plane.request(OUT, sector, bytes(512)).status == IOERR
+    plane.close()
+    assert image.stat().st_size == sector // 8 * 4096
