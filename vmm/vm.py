@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 # did not come to rest. A disk may rightly need seconds to flush; nobody else waits meanwhile.
 PAUSE_LIMIT = 10.0
 END_LIMIT = 5.0
+# ... and the end for a `stop`, `cont` or `system_reset` that is under way.
+CHANGE_LIMIT = 10.0
 # Seconds from one look at how much memory a guest uses to the next: they grow.
 FIRST_LOOK = 0.01
 LAST_LOOK = 4.0
@@ -70,6 +72,7 @@ class Vm:
         self.exit_code = 0
         self.machine: Machine | None = None
         self._transition = ""  # "stop", "cont", "reset" while one is under way
+        self._changing = _thread.allocate_lock()  # held by its thread
         self._clock: bytes | None = None
         self._io_errors: IoErrors | None = None
         self._supervisor: Supervisor | None = None
@@ -168,7 +171,7 @@ class Vm:
             self._clock = machine.vm.get_clock()
             machine.pause_devices(deadline)
 
-        self.off_loop(work, finish)
+        self._change(work, finish)
 
     def resume(self, done: Done) -> None:
         """`cont`: rings start where they stopped, then the vCPUs; RESUME just before `done`.
@@ -207,7 +210,7 @@ class Vm:
             if self._clock is not None:
                 machine.vm.set_clock(self._clock)  # the guest's clock stood still meanwhile
 
-        self.off_loop(work, finish)
+        self._change(work, finish)
 
     # ---- reset and power -------------------------------------------------------------------
 
@@ -241,7 +244,7 @@ class Vm:
             machine.pause_vcpus(deadline)
             machine.reset()
 
-        self.off_loop(work, finish)
+        self._change(work, finish)
 
     def powerdown(self) -> None:
         """`system_powerdown`: press the ACPI power button; what the guest does is its affair.
@@ -307,7 +310,13 @@ class Vm:
                 log.warning(f"At the end: {error}")
             self.loop.stop()
 
-        self.off_loop(lambda: machine.end(time.monotonic() + END_LIMIT), finish)
+        def work() -> None:
+            machine.end(time.monotonic() + END_LIMIT)
+            # What a reset loads the kernel into is unmapped next.
+            if self._changing.acquire(True, CHANGE_LIMIT):
+                self._changing.release()  # who comes later sees the state
+
+        self.off_loop(work, finish)
 
     # ---- workers ---------------------------------------------------------------------------
 
@@ -441,6 +450,16 @@ class Vm:
         if self.run_state not in states:
             raise StateError(f"{command}: the VM is {self.run_state}",
                              f"it must be {' or '.join(states)}")
+
+    def _change(self, work: Callable[[], None], finish: Done) -> None:
+        """As `off_loop`, for what uses the whole machine: its end waits for it."""
+        def alone() -> None:
+            with self._changing:
+                if self.run_state == "shutdown":
+                    raise StateError("The VM is shutdown", "it can't be changed any more")
+                work()
+
+        self.off_loop(alone, finish)
 
     def off_loop(self, work: Callable[[], None], finish: Done) -> None:
         """Run `work` on a thread, then `finish(error)` on the main loop."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -22,6 +24,9 @@ class Machine:
         self.calls: list[str] = []
         self.fails = ""
         self.vm = self
+        self.resetting = threading.Event()
+        self.may_reset = threading.Event()
+        self.may_reset.set()
 
     def _note(self, name: str) -> None:
         self.calls.append(name)
@@ -41,7 +46,12 @@ class Machine:
         self._note("resume_devices")
 
     def reset(self) -> None:
+        self.resetting.set()
+        self.may_reset.wait(10)
         self._note("reset")
+
+    def end(self, deadline: float) -> None:
+        self._note("end")
 
     def get_clock(self) -> bytes:
         return b""
@@ -109,11 +119,40 @@ def test_stop_that_fails_still_stops(rig: Rig) -> None:
 
 
 def test_no_thread_to_be_had(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    import _thread
-
     def refuse(*arguments: object) -> int:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(_thread, "start_new_thread", refuse)
     error = rig.change("pause")
     assert error is not None and "limit on threads" in str(error)
+
+
+def test_the_end_waits_for_a_reset(rig: Rig) -> None:
+    """What the reset writes to is closed when the loop has ended."""
+    rig.machine.may_reset.clear()
+    rig.vm.reset(lambda error: None)
+    assert rig.machine.resetting.wait(5)
+    rig.vm.quit()
+    deadline = time.monotonic() + 5
+    while "end" not in rig.machine.calls and time.monotonic() < deadline:
+        time.sleep(0.001)
+    threading.Timer(0.05, rig.machine.may_reset.set).start()
+    rig.loop.run()
+    assert rig.machine.calls == ["pause_vcpus", "end", "reset"]
+
+
+@pytest.mark.parametrize("name", ["pause", "reset"])
+def test_nothing_begins_after_the_end(rig: Rig, monkeypatch: pytest.MonkeyPatch,
+                                      name: str) -> None:
+    """The thread of a change may get its first turn late."""
+    threads: list[tuple[Callable[[], None], tuple[()]]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", lambda *args: threads.append(args))
+        ended: list[Exception | None] = []
+        getattr(rig.vm, name)(ended.append)
+    rig.vm.quit()
+    rig.loop.run()
+    threads[0][0](*threads[0][1])
+    assert rig.machine.calls == ["end"]
+    rig.loop.run_once(1)
+    assert len(ended) == 1 and ended[0] is not None
