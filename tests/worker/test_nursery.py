@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ from shared.sandbox.stages import DESCRIPTIONS
 from shared.vhost_user.frontend import Frontend
 from tests.support.blk_worker import ROOT, USER_BASE
 from tests.support.guest_ring import FLUSH, OK, BlkRequest, GuestMemory, GuestRing
+from vmm.errors import WorkerSpawnError
 from vmm.event_loop import EventLoop
 from vmm.worker.nursery import Nursery
 from vmm.worker.process import WorkerProcess
@@ -171,6 +173,11 @@ def test_nursery_s_death_leaves_workers_alive(nursery: Nursery, image: int) -> N
     assert nursery.pid != old
 
 
+def kill_and_wait(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
 def test_request_that_dies_with_the_nursery(nursery: Nursery, image: int) -> None:
     os.kill(nursery.pid, signal.SIGSTOP)
     worker = nursery.spawn("blk", "disk", {"image": image}, OPTIONS)
@@ -197,6 +204,48 @@ def test_retired_nursery_leaves_workers_alive(nursery: Nursery, image: int) -> N
     assert worker.state == "running"
 
 
+def test_retired_nursery_answers_what_it_was_asked_before(nursery: Nursery, image: int) -> None:
+    old = nursery.pid
+    os.kill(old, signal.SIGSTOP)
+    worker = nursery.spawn("blk", "disk", {"image": image}, OPTIONS)
+    nursery.retire()
+    assert started(nursery, image, "next").state == "running"
+    assert nursery.pid != old
+    os.kill(old, signal.SIGCONT)
+    until(nursery.loop, lambda: worker.state != "starting")
+    assert worker.state == "running"
+    until(nursery.loop, lambda: not Path(f"/proc/{old}").exists())
+
+
+def test_retired_nursery_that_dies_before_it_answers(nursery: Nursery, image: int) -> None:
+    os.kill(nursery.pid, signal.SIGSTOP)
+    worker = nursery.spawn("blk", "disk", {"image": image}, OPTIONS)
+    nursery.retire()
+    os.kill(nursery.pid, signal.SIGKILL)
+    until(nursery.loop, lambda: worker.state == "dead")
+    assert "nursery ended" in worker.reason
+    assert started(nursery, image, "next").state == "running"
+
+
+def test_a_dead_nursery_retires(nursery: Nursery, image: int) -> None:
+    """Its end has not been noticed yet."""
+    kill_and_wait(nursery.pid)
+    nursery.retire()
+    assert started(nursery, image).state == "running"
+
+
+def test_a_request_that_can_t_be_sent_keeps_nothing(nursery: Nursery, image: int) -> None:
+    started(nursery, image)
+    kill_and_wait(nursery.pid)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(WorkerSpawnError, match="Can't ask for"):
+        nursery.spawn("blk", "second", {"image": image}, OPTIONS)
+    nursery.pages.drop("second")
+    nursery.loop.run_once(0)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
 def test_close_ends_everything(image: int) -> None:
     loop = EventLoop()
     nursery = Nursery(loop)
@@ -209,6 +258,7 @@ def test_close_ends_everything(image: int) -> None:
 
 CORE = """
 import os, sys, time
+from vmm.errors import WorkerSpawnError
 from vmm.event_loop import EventLoop
 from vmm.worker.nursery import Nursery
 nursery = Nursery(EventLoop())

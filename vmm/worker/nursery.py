@@ -144,12 +144,16 @@ class Nursery:
         except (ChannelClosed, CodecError) as error:
             self._lost(str(error))
             return
+        self._take(message, fds, self._waiting)
+
+    def _take(self, message: Message, fds: list[int],
+              waiting: dict[int, WorkerProcess]) -> None:
         serial, pid = message.get("serial"), message.get("pid")
         if message.get("type") == "died":
             self._failure = describe_death(message)
         elif serial is None:
             self._failure = str(message.get("error", ""))[:500]
-        worker = self._waiting.pop(serial, None) if isinstance(serial, int) else None
+        worker = waiting.pop(serial, None) if isinstance(serial, int) else None
         if worker is not None and isinstance(pid, int) and len(fds) == 1:
             worker.cloned(pid, fds.pop())
         elif worker is not None:
@@ -162,9 +166,7 @@ class Nursery:
         why, self._failure = self._failure or why, ""
         log.error(f"The nursery of workers (pid {self.pid}) ended: {why}")
         self._drop()
-        for worker in list(self._waiting.values()):
-            worker.failed(f"the nursery ended before it answered: {why}")
-        self._waiting.clear()
+        _fail(self._waiting, why)
 
     def _drop(self) -> None:
         if self._channel is not None:
@@ -175,10 +177,7 @@ class Nursery:
             poll = select.poll()
             poll.register(self._pidfd, select.POLLIN)
             if poll.poll(1000):
-                try:
-                    os.waitpid(self.pid, os.WNOHANG)
-                except ChildProcessError:
-                    pass
+                _reap(self.pid)
             os.close(self._pidfd)
             self._pidfd = -1
 
@@ -203,6 +202,7 @@ class Nursery:
                                    f"1 to {_MAX_QUEUES} are possible")
         self._serial += 1
         theirs: list[int] = []
+        worker: WorkerProcess | None = None
         try:
             page = self.pages.take(kind, device, queues)
             if page >= 0:
@@ -214,6 +214,8 @@ class Nursery:
                                 "device": device, "fds": names, "options": options},
                                [*theirs, *fds.values()])
         except (OSError, ChannelClosed, CodecError) as error:
+            if worker is not None:
+                worker.discard()  # the rest goes when it is seen that nobody has the other end
             raise WorkerSpawnError(f"Can't ask for a {kind} worker for '{device}': {error}",
                                    "try again") from error
         finally:
@@ -270,10 +272,49 @@ class Nursery:
             handlers[fd](events)
 
     def retire(self) -> None:
-        """Let the nursery end and leave its workers alone; the next request starts a new one."""
-        if self._channel is not None:
+        """Let the nursery end and leave its workers alone; the next request starts a new one.
+
+        Those that it was asked for and has not answered for yet come from it all the same.
+        """
+        if self._channel is None:
+            return
+        try:
             self._channel.send({"type": "retire"})
+        except (ChannelClosed, CodecError) as error:
+            self._lost(str(error))
+            return
+        if self._waiting:
+            self._let_finish()
+        else:
             self._drop()
+
+    def _let_finish(self) -> None:
+        """The nursery answers what it was asked before it reads that it is to end."""
+        channel, pidfd, pid = self._channel, self._pidfd, self.pid
+        waiting, self._waiting = self._waiting, {}
+        assert channel is not None
+        self._channel, self._pidfd = None, -1
+
+        def on_answer(events: int) -> None:
+            try:
+                message, fds = channel.recv()
+            except BlockingIOError:
+                return
+            except (ChannelClosed, CodecError) as error:
+                self.loop.remove(channel.fileno())
+                channel.close()
+                _fail(waiting, str(error))
+                return
+            self._take(message, fds, waiting)
+
+        def on_end(events: int) -> None:
+            self.loop.remove(pidfd)
+            os.close(pidfd)
+            _reap(pid)
+
+        self.loop.remove(channel.fileno())
+        self.loop.add(channel.fileno(), select.EPOLLIN, on_answer)
+        self.loop.add(pidfd, select.EPOLLIN, on_end)
 
     def close(self) -> None:
         """End every worker and the nursery."""
@@ -286,6 +327,20 @@ class Nursery:
             self._keeper = None
 
 
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
+
+
+def _fail(waiting: dict[int, WorkerProcess], why: str) -> None:
+    """Who was asked for of a nursery that is gone will never come."""
+    for worker in list(waiting.values()):
+        worker.failed(f"the nursery ended before it answered: {why}")
+    waiting.clear()
+
+
 def _ignore(worker: WorkerProcess, message: Message) -> None:
     pass
 
@@ -293,8 +348,7 @@ def _ignore(worker: WorkerProcess, message: Message) -> None:
 def _make_fds(theirs: list[int]) -> tuple[int, int]:
     """vhost-user pair and control pair: our ends; the worker's in `theirs`."""
     a, b = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    vhost = a.detach()
     theirs.append(b.detach())
     control, other = pair()
     theirs.append(other)
-    return vhost, control
+    return a.detach(), control
