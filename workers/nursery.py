@@ -31,7 +31,7 @@ from workers.pages import PageNames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from shared.control.channel import Message
 
@@ -200,14 +200,20 @@ class Nursery:
         try:
             pid, pidfd = self._clone(message, fds, slot)
         except StratovirtError as error:
-            self._channel.send({"serial": serial, "error": str(error), "stage": stage_of(error)})
+            self._answer({"serial": serial, "error": str(error), "stage": stage_of(error)})
             return -1
         finally:
             for fd in fds:
                 close_quietly(fd)
-        self._channel.send({"serial": serial, "pid": pid}, [pidfd])
+        self._answer({"serial": serial, "pid": pid}, [pidfd])
         self._workers[pidfd] = slot
         return pidfd
+
+    def _answer(self, message: Message, fds: Sequence[int] = ()) -> None:
+        try:
+            self._channel.send(message, list(fds))
+        except ChannelClosed:
+            pass  # the core is gone: what it sent before says what has to be removed
 
     def _free_slot(self) -> int:
         used = set(self._workers.values())

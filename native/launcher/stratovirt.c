@@ -27,7 +27,8 @@
 // where it is to be had (native/bundle.py), else as usual. Until the guest runs, or there is a
 // worker, there is nothing that a garbage collector could find.
 #define CODE                                                                                   \
-	"import sys,gc\n"                                                                      \
+	"import sys,gc,_signal\n"                                                              \
+	"_signal.signal(2,_signal.SIG_DFL)\n" /* until vmm/__main__.py it just ends us */       \
 	"gc.disable()\n"                                                                       \
 	"sys.path[:0]=sys.argv.pop(1).split(':')\n"                                            \
 	"name=sys.argv.pop(1)\n"                                                               \

@@ -16,6 +16,7 @@ import pytest
 
 from shared.memory_regions import MemoryRegion
 from shared.sandbox.stages import DESCRIPTIONS
+from shared.statistics import FOLDER
 from shared.vhost_user.frontend import Frontend
 from tests.support.blk_worker import ROOT, USER_BASE
 from tests.support.guest_ring import FLUSH, OK, BlkRequest, GuestMemory, GuestRing
@@ -244,6 +245,27 @@ def test_a_request_that_can_t_be_sent_keeps_nothing(nursery: Nursery, image: int
     nursery.loop.run_once(0)
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("kind", ["blk", "toaster"])
+def test_core_that_dies_while_it_waits_for_a_worker(nursery: Nursery, image: int, tmp_path: Path,
+                                                    kind: str) -> None:
+    """Who can't be answered any more has left things behind."""
+    path = tmp_path / "qmp.sock"
+    path.touch()
+    pid = nursery.pid
+    os.kill(pid, signal.SIGSTOP)
+    nursery.remember(str(path))
+    worker = nursery.spawn(kind, "disk", {"image": image}, OPTIONS)
+    page = nursery.pages.names()
+    assert nursery._channel is not None
+    nursery.loop.remove(nursery._channel.fileno())
+    nursery._channel.close()
+    os.kill(pid, signal.SIGCONT)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert not path.exists()
+    assert not any(Path(FOLDER, name).exists() for name in page)
+    worker.discard()
 
 
 def test_close_ends_everything(image: int) -> None:
