@@ -17,7 +17,7 @@ import fcntl
 import posix as os
 from _struct import pack, unpack
 
-from shared.fds import SEEK_END, SEEK_SET
+from shared.fds import SEEK_END, SEEK_SET, close_all
 from vmm.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -156,8 +156,7 @@ class Image:
     def close(self) -> None:
         """Close the core's descriptor, and with it the locks. Harmless when closed."""
         fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        close_all((fd,))  # a network's file system may tell of failed writes here, not ours
 
 
 def open_image(config: DriveConfig, locked: bool = True, others: Iterable[Image] = ()) -> Image:

@@ -6,6 +6,7 @@ import posix as os
 import time
 
 from shared import log
+from shared.fds import close_all
 from vmm.block.image import hold_incarnation, lock_incarnation
 from vmm.errors import DeviceError
 
@@ -56,7 +57,7 @@ class BlockWorkers:
 
     def discard(self, opened: int) -> None:
         """It won't be needed any more."""
-        os.close(opened)
+        close_all((opened,))
 
     def spawn(self, opened: int, keep: bool = False) -> WorkerProcess:
         """See `spawn_block_worker`; `keep`: the descriptor stays open, and the caller's."""
@@ -128,4 +129,4 @@ def spawn_block_worker(nursery: Nursery, node: BlockNode, device: str,
     finally:
         # A description that the core kept would keep the incarnation's lock.
         if not keep:
-            os.close(fd)
+            close_all((fd,))

@@ -315,15 +315,24 @@ class Hotplug:
             try:
                 device.detach(deadline)
             except BackendError:
+                if not fds:
+                    raise
                 device.replace_backend(fds.pop(), deadline, drain=True)
 
         def finish(error: Exception | None) -> None:
+            if error is not None and not in_use and device.is_in_use():
+                try:  # again: a driver has started it meanwhile
+                    self._replace_by_null(slot, done)
+                except StratovirtError as caught:
+                    done(caught)
+                return
             if fds:  # it was not needed: the null worker sees it closed
                 os.close(fds.pop())
                 self._null.release(device)
             done(error)
 
-        if device.is_in_use():
+        in_use = device.is_in_use()
+        if in_use:
             fds.append(self._null.connect(device))
         self._vm.off_loop(work, finish)
 
@@ -348,6 +357,7 @@ class Hotplug:
                                    lambda _: self._gone(slot, device, done, drained=False))
             else:
                 worker.stopping = False
+                self._null.release(slot.vhost)
                 self._vm.supervisor.watch(device)
                 done(error)
 
@@ -393,12 +403,12 @@ class Hotplug:
         """A driver started a slot that has no back end now."""
         self.take_turn(lambda finish: self._serve_needy(slot, finish), _log_failure)
 
-    def _serve_needy(self, slot: Slot, done: Done) -> None:
+    def _serve_needy(self, slot: Slot, done: Done, kicked: bool = False) -> None:
         # A device whose worker has died leaves no empty slot: its next worker goes on with the
         # rings, once the I/O of the last one has ended.
         if slot.occupant is not None and self._vm.supervisor.brings_worker(slot.occupant):
             done(None)
-        elif slot.occupant is None and slot.family is not None:
+        elif slot.occupant is None and slot.family is not None and not kicked:
             self._await_kick(slot)
             done(None)
         else:
@@ -415,7 +425,7 @@ class Hotplug:
     def _kicked(self, slot: Slot) -> None:
         # The kick stays where it is, for who will serve it.
         self._forget_kicks(slot)
-        self.take_turn(lambda finish: self._back_to_null(slot.answered, finish), _log_failure)
+        self.take_turn(lambda finish: self._serve_needy(slot, finish, kicked=True), _log_failure)
 
     def _forget_kicks(self, slot: Slot) -> None:
         for fd in self._awaited.pop(slot.number, ()):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import posix
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from vmm.block.family import BlockNode
 from vmm.block.image import Image, lock_incarnation, open_image
+from vmm.block.worker import BlockWorkers
 from vmm.config.model import DriveConfig
 from vmm.errors import ConfigError
 
@@ -194,3 +199,24 @@ def test_is_same_file(path: Path, tmp_path: Path) -> None:
     assert b.size == 0
     a.close()
     b.close()
+
+
+def test_a_file_system_that_complains_of_a_close(path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS and FUSE tell of what a worker has written: an unplug goes on all the same."""
+    image = open_image(drive(path))
+    fd, close = image.fd, os.close
+    nursery = SimpleNamespace(spawn=lambda *rest: "worker")
+    workers = BlockWorkers(nursery, BlockNode(drive(path), image), "d", {})  # type: ignore[arg-type]
+    opened = [image.reopen(), image.reopen()]
+
+    def complain(number: int) -> None:
+        close(number)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(posix, "close", complain)
+    workers.discard(opened[0])
+    assert workers.spawn(opened[1]) == "worker"  # type: ignore[comparison-overlap]
+    image.close()
+    monkeypatch.undo()
+    assert not any(Path(f"/proc/self/fd/{number}").exists() for number in (fd, *opened))

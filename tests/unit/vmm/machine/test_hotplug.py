@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from vmm.errors import DeviceError, StateError
+from vmm.errors import BackendError, DeviceError, StateError, VmmError
 from vmm.machine import hotplug as hotplug_module
 from vmm.machine.hotplug import Hotplug
 
@@ -124,7 +124,8 @@ class Stuck:
             supervisor=SimpleNamespace(watch=lambda device: self.calls.append("watch")))
         self.watched: dict[int, Callable[[int], None]] = {}
         self.vm.loop = SimpleNamespace(add=self.watch, remove=self.watched.pop)
-        null = SimpleNamespace(attach=self.attach)
+        null = SimpleNamespace(attach=self.attach,
+                               release=lambda device: self.calls.append("release"))
         self.hotplug = Hotplug(self.vm, self.machine, null)  # type: ignore[arg-type]
 
     def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
@@ -144,7 +145,7 @@ class Stuck:
     def off_loop(self, work: Callable[[], None], finish: Done) -> None:
         try:
             work()
-        except StateError as error:
+        except VmmError as error:
             finish(error)
         else:
             finish(None)
@@ -165,7 +166,8 @@ def test_a_device_whose_io_does_not_end_stays() -> None:
     answers: list[Exception | None] = []
     stuck.hotplug._evict(cast("Slot", stuck.slot), cast("Device", stuck.slot.occupant),
                          answers.append)
-    assert stuck.calls == ["kill", "lost", "wait", "watch"]
+    # Nor does the null back end come back to it, should its worker be made anew.
+    assert stuck.calls == ["kill", "lost", "wait", "release", "watch"]
     assert isinstance(answers[0], StateError)
     assert list(stuck.machine.devices) == ["d"] and not stuck.worker.stopping
 
@@ -192,6 +194,46 @@ def test_an_empty_slot_gets_the_null_back_end_when_its_driver_kicks() -> None:
     stuck.device.is_in_use = lambda: False  # the driver reset it, and kicks all the same
     stuck.watched[7](1)
     assert stuck.calls == ["null"] and not stuck.watched
+
+
+def test_a_kick_that_is_seen_when_a_disk_has_come() -> None:
+    """Its worker has died since: the next one answers, not the null back end."""
+    stuck = Stuck(ends=True)
+    disk, stuck.slot.occupant = stuck.slot.occupant, None
+    stuck.vm.supervisor.brings_worker = lambda device: True
+    stuck.hotplug.needed(cast("Slot", stuck.slot))
+    plugging: list[Done] = []
+    stuck.hotplug.take_turn(plugging.append, lambda error: None)
+    stuck.watched[7](1)
+    stuck.slot.occupant = disk
+    plugging[0](None)
+    assert stuck.calls == [] and not stuck.hotplug._queue
+
+
+@pytest.mark.parametrize("null", [True, False])
+def test_a_driver_that_starts_a_disk_while_it_goes(null: bool) -> None:
+    """Its back end was not in use when it was looked at, and is when it is let go of."""
+    stuck = Stuck(ends=True)
+    used = [False]
+    stuck.device.is_in_use = lambda: used[0]
+
+    def detach(deadline: float) -> None:
+        used[0] = True
+        raise BackendError("it is in use", "drain it first")
+
+    def connect(device: object) -> int:
+        stuck.calls.append("connect")
+        if not null:
+            raise StateError("no null worker", "")
+        return 99
+
+    stuck.device.detach = detach
+    stuck.device.replace_backend = lambda fd, deadline, drain: stuck.calls.append(f"{fd} {drain}")
+    stuck.hotplug._null.connect = connect  # type: ignore[method-assign]
+    answers: list[Exception | None] = []
+    stuck.hotplug._replace_by_null(cast("Slot", stuck.slot), answers.append)
+    assert stuck.calls == ["connect", *["99 True"] * null]
+    assert len(answers) == 1 and (answers[0] is None) is null
 
 
 def test_no_null_worker_leaves_the_disk_where_it_was() -> None:
