@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.control.channel import ChannelClosed
 from shared.memory_regions import MemoryRegion
 from shared.sandbox.stages import DESCRIPTIONS
 from shared.statistics import FOLDER
@@ -200,7 +201,7 @@ def test_retired_nursery_leaves_workers_alive(nursery: Nursery, image: int) -> N
     worker = started(nursery, image)
     old = nursery.pid
     nursery.retire()
-    assert not Path(f"/proc/{old}").exists()
+    until(nursery.loop, lambda: not Path(f"/proc/{old}").exists())
     assert started(nursery, image, "next").state == "running"
     assert worker.state == "running"
 
@@ -235,16 +236,39 @@ def test_a_dead_nursery_retires(nursery: Nursery, image: int) -> None:
     assert started(nursery, image).state == "running"
 
 
-def test_a_request_that_can_t_be_sent_keeps_nothing(nursery: Nursery, image: int) -> None:
+def test_a_request_to_a_nursery_that_died_unseen(nursery: Nursery, image: int) -> None:
+    """Another one serves it; who the dead one had not answered for is told."""
+    old = nursery.pid
+    os.kill(old, signal.SIGSTOP)
+    unanswered = nursery.spawn("blk", "first", {"image": image}, OPTIONS)
+    again: list[WorkerProcess] = []
+    unanswered.on_end = lambda reason: again.append(
+        nursery.spawn("blk", "first", {"image": image}, OPTIONS))
+    kill_and_wait(old)
+    worker = nursery.spawn("blk", "second", {"image": image}, OPTIONS)
+    assert unanswered.state == "dead" and "nursery ended" in unanswered.reason
+    assert nursery.pid != old and worker.serial != again[0].serial
+    for each in (worker, *again):
+        assert each.wait_started(time.monotonic() + 10), each.reason
+
+
+def test_a_request_that_can_t_be_sent_keeps_nothing(nursery: Nursery, image: int,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     started(nursery, image)
-    kill_and_wait(nursery.pid)
+
+    def refuse(*message: object) -> None:
+        raise ChannelClosed("Can't send a control message: full") from BlockingIOError()
+
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(WorkerSpawnError, match="Can't ask for"):
-        nursery.spawn("blk", "second", {"image": image}, OPTIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr(nursery._channel, "send", refuse)
+        with pytest.raises(WorkerSpawnError, match="Can't ask for"):
+            nursery.spawn("blk", "second", {"image": image}, OPTIONS)
     nursery.pages.drop("second")
     nursery.loop.run_once(0)
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("kind", ["blk", "toaster"])

@@ -166,7 +166,8 @@ class Nursery:
         why, self._failure = self._failure or why, ""
         log.error(f"The nursery of workers (pid {self.pid}) ended: {why}")
         self._drop()
-        _fail(self._waiting, why)
+        waiting, self._waiting = self._waiting, {}  # who hears of it may ask for another one
+        _fail(waiting, why)
 
     def _drop(self) -> None:
         if self._channel is not None:
@@ -201,6 +202,7 @@ class Nursery:
             raise WorkerSpawnError(f"A worker for '{device}' with {queues!r} queues",
                                    f"1 to {_MAX_QUEUES} are possible")
         self._serial += 1
+        serial = self._serial
         theirs: list[int] = []
         worker: WorkerProcess | None = None
         try:
@@ -209,20 +211,32 @@ class Nursery:
                 fds = {"statistics": page, **fds}
             vhost, control = _make_fds(theirs)
             names = ["vhost", "control", *fds]
-            worker = WorkerProcess(self, self._serial, kind, device, vhost, control)
-            self._channel.send({"type": "spawn", "serial": self._serial, "kind": kind,
-                                "device": device, "fds": names, "options": options},
-                               [*theirs, *fds.values()])
-        except (OSError, ChannelClosed, CodecError) as error:
+            worker = WorkerProcess(self, serial, kind, device, vhost, control)
+            self._ask({"type": "spawn", "serial": serial, "kind": kind, "device": device,
+                       "fds": names, "options": options}, [*theirs, *fds.values()])
+        except (OSError, ChannelClosed, CodecError, WorkerSpawnError) as error:
             if worker is not None:
                 worker.discard()  # the rest goes when it is seen that nobody has the other end
             raise WorkerSpawnError(f"Can't ask for a {kind} worker for '{device}': {error}",
                                    "try again") from error
         finally:
             close_all(theirs)
-        self._waiting[self._serial] = worker
+        self._waiting[serial] = worker
         self.workers.append(worker)
         return worker
+
+    def _ask(self, message: Message, fds: list[int]) -> None:
+        """Send a request, to another nursery if this one has died and nobody has seen it yet."""
+        assert self._channel is not None
+        try:
+            self._channel.send(message, fds)
+        except ChannelClosed as error:
+            if isinstance(error.__cause__, BlockingIOError):
+                raise  # it lives, and hangs
+            self._lost(str(error))
+            if self._channel is None:  # else somebody who heard of it has started one
+                self.start()
+            self._channel.send(message, fds)
 
     def remember(self, path: str) -> None:
         """Have this file removed when the core is gone, however it goes.
@@ -275,6 +289,7 @@ class Nursery:
         """Let the nursery end and leave its workers alone; the next request starts a new one.
 
         Those that it was asked for and has not answered for yet come from it all the same.
+        Nothing waits for its end.
         """
         if self._channel is None:
             return
@@ -282,11 +297,8 @@ class Nursery:
             self._channel.send({"type": "retire"})
         except (ChannelClosed, CodecError) as error:
             self._lost(str(error))
-            return
-        if self._waiting:
-            self._let_finish()
         else:
-            self._drop()
+            self._let_finish()
 
     def _let_finish(self) -> None:
         """The nursery answers what it was asked before it reads that it is to end."""
@@ -336,9 +348,8 @@ def _reap(pid: int) -> None:
 
 def _fail(waiting: dict[int, WorkerProcess], why: str) -> None:
     """Who was asked for of a nursery that is gone will never come."""
-    for worker in list(waiting.values()):
+    for worker in waiting.values():
         worker.failed(f"the nursery ended before it answered: {why}")
-    waiting.clear()
 
 
 def _ignore(worker: WorkerProcess, message: Message) -> None:
