@@ -39,6 +39,7 @@ class EventLoop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
+        self._fresh: set[int] = set()  # descriptors that came after the last poll
         self._timers: list[Timer] = []
         self._calls: list[Callable[[], None]] = []
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -50,6 +51,7 @@ class EventLoop:
         """Call `handler(events)` whenever `fd` is ready (level triggered)."""
         self._epoll.register(fd, events)
         self._handlers[fd] = handler
+        self._fresh.add(fd)
 
     def modify(self, fd: int, events: int) -> None:
         """Wait for other events on `fd`; 0 waits for hang-up only."""
@@ -88,13 +90,16 @@ class EventLoop:
 
     def run_once(self, timeout: float) -> None:
         """Serve one round; wait at most `timeout` seconds (-1: for ever) for something to do."""
-        for fd, events in self._epoll.poll(timeout):
+        ready = self._epoll.poll(timeout)
+        self._fresh.clear()
+        for fd, events in ready:
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
                 continue
-            # A handler may have removed a later descriptor of this same round.
+            # A handler may have removed a later descriptor of this same round, and another one
+            # may have got its number: what is told of it isn't true of that one.
             handler = self._handlers.get(fd)
-            if handler is not None:
+            if handler is not None and fd not in self._fresh:
                 self._guard(handler, events)
         self._run_timers()
         # Other threads append meanwhile: take only what is there now, one by one.

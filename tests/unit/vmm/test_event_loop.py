@@ -178,3 +178,33 @@ def test_without_a_listener_failures_are_raised(loop: EventLoop) -> None:
     loop.call_soon(fail)
     with pytest.raises(ValueError, match="defect"):
         loop.run_once(0)
+
+
+def test_what_is_told_of_a_descriptor_isn_t_told_to_the_next_with_its_number(
+        loop: EventLoop) -> None:
+    """One handler closes another one's descriptor, and opens something else."""
+    seen: list[str] = []
+    pairs = [os.pipe() for _ in range(2)]
+    idle = os.pipe()
+    reused: list[int] = []
+
+    def replace(other: int) -> None:
+        if reused:
+            return
+        loop.remove(other)
+        os.dup2(idle[0], other)
+        reused.append(other)
+        loop.add(other, READ, lambda events: seen.append("stale" if not told else "new"))
+
+    told: list[int] = []
+    for (reader, writer), (other, _) in zip(pairs, reversed(pairs), strict=True):
+        loop.add(reader, READ, lambda events, other=other: replace(other))  # type: ignore[misc]
+        os.write(writer, b"x")
+    loop.run_once(1)
+    assert reused and seen == []
+    loop.remove(next(reader for reader, _ in pairs if reader not in reused))
+    told.append(os.write(idle[1], b"x"))
+    loop.run_once(1)
+    assert seen == ["new"]
+    for fd in (*pairs[0], *pairs[1], *idle):
+        os.close(fd)

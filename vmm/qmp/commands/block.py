@@ -6,6 +6,7 @@ import os
 
 from shared.errors import SharedError
 from shared.throttling import BURST
+from vmm.errors import StateError
 from vmm.qmp.commands.workers import totals
 from vmm.qmp.errors import DeviceNotFound, QmpError
 from vmm.qmp.registry import DEFERRED, Argument, Command
@@ -114,8 +115,12 @@ def _block_resize(request: Request) -> object:
     node, size = _find_node(request), request.arguments["size"]
     if size % _SECTOR:
         raise QmpError(f"The argument 'size' must be a multiple of {_SECTOR}", f"{size} is not")
-    node.image.grow(size)
     device = request.vm.devices.get(node.device_id) if node.device_id is not None else None
+    if device is None and node.device_id is not None:
+        # Its worker may have measured the image already, and can't be told yet.
+        raise StateError(f"The device '{node.device_id}' is just being plugged",
+                         "try again when device_add is answered")
+    node.image.grow(size)
     worker = device.worker if device is not None else None
     if worker is None or worker.state == "dead":
         return {}  # whoever serves it next measures it

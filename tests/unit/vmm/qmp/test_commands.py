@@ -222,6 +222,20 @@ def test_query_blockstats(harness, client):
     assert client.command("query-blockstats")[0]["qdev"] == ""
 
 
+def test_no_resize_of_a_disk_that_is_being_plugged(harness, client):
+    """Its worker may have measured the image, and there is nobody to tell it yet."""
+    grown = []
+    harness.vm.blocks["rootfs"].image.grow = grown.append
+    device = harness.vm.devices.pop("disk0")
+    answer = client.raw('{"execute":"block_resize","arguments":{"device":"rootfs",'
+                        '"size":2097152}}')
+    assert "'disk0' is just being plugged" in answer["error"]["desc"] and not grown
+    device.worker = None
+    harness.vm.devices["disk0"] = device
+    assert client.command("block_resize", device="rootfs", size=2097152) == {}
+    assert grown == [2097152]
+
+
 def test_query_workers(harness, client):
     worker = harness.vm.devices["disk0"].worker
     assert client.command("query-workers") == [
