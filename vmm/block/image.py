@@ -154,7 +154,11 @@ class Image:
                 pass
 
     def close(self) -> None:
-        """Close the core's descriptor, and with it the locks. Harmless when closed."""
+        """Close the core's descriptor and give its locks back. Harmless when closed."""
+        if self.fd >= 0:
+            # Else a program that is just being executed may have them for a moment longer: its
+            # copies of our descriptors are closed when the call that started it has returned.
+            self.unlock()
         fd, self.fd = self.fd, -1
         close_all((fd,))  # a network's file system may tell of failed writes here, not ours
 

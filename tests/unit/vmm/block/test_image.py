@@ -201,6 +201,15 @@ def test_is_same_file(path: Path, tmp_path: Path) -> None:
     b.close()
 
 
+def test_a_copy_of_the_descriptor_keeps_no_lock(path: Path) -> None:
+    """As a program has for a moment that is just being executed."""
+    image = open_image(drive(path))
+    copy = os.dup(image.fd)
+    image.close()
+    open_image(drive(path)).close()
+    os.close(copy)
+
+
 def test_a_file_system_that_complains_of_a_close(path: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS and FUSE tell of what a worker has written: an unplug goes on all the same."""
