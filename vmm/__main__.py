@@ -16,6 +16,7 @@ from shared import log, paths
 from shared.errors import StratovirtError
 from vmm import cli
 from vmm.cleanup import Cleanup
+from vmm.config.checks import check_handed_over
 from vmm.event_loop import EventLoop
 
 TYPE_CHECKING = False  # importing typing would cost 10 ms of the start
@@ -86,6 +87,7 @@ def _main(arguments: list[str], early: Early) -> int:
     _own_descriptors()
     try:
         config = cli.parse(arguments)
+        check_handed_over(config, (early.channel, early.gate))
     except cli.Answer as answer:  # -help, -version, -sandbox help
         return _answer(answer.text)
     except Exception as error:

@@ -85,6 +85,17 @@ REFUSED: list[tuple[str, dict[str, str | None], list[str], str]] = [
     ("serial-fd", {"serial": "socket,fd=77"}, [], "descriptor 77"),
     ("serial-image", {"serial": "file,path=disk"}, [], "drive 'd' uses this file too"),
     ("mon-fd", {}, ["-chardev", "socket,id=m,fd=77,server,nowait", "-mon", "chardev=m"], "77"),
+    # Nobody hands any over: these numbers are the VMM's own, or will be.
+    *((f"serial-fd-{fd}", {"serial": f"socket,fd={fd}{more}"}, [],
+       f"-serial socket: descriptor {fd}: Bad file descriptor")
+      for fd in (3, 4, 5, 12) for more in ("", ",server,nowait")),
+    ("tap-fd", {}, ["-netdev", "tap,id=n,fds=3"], "descriptor 3: Bad file descriptor"),
+    ("fd-twice", {"serial": "socket,fd=9,server,nowait"},
+     ["-chardev", "socket,id=m,fd=9,server,nowait", "-mon", "chardev=m"],
+     "-mon chardev=m: descriptor 9: -serial socket has it already"),
+    ("vsock-fd-twice", {"serial": "socket,fd=9"},
+     ["-device", "vhost-vsock-device,guest-cid=3,vhostfd=9"],
+     "guest-cid=3: vhostfd=9: -serial socket has it already"),
     ("vhost-nobody", {}, ["-chardev", "socket,id=v,path=nobody.sock", "-device",
                           "vhost-user-blk-device,chardev=v"], "nobody.sock"),
     ("vhost-pty", {}, ["-chardev", "pty,id=v", "-device", "vhost-user-blk-device,chardev=v"],

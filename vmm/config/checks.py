@@ -30,6 +30,7 @@ def check(config: VmConfig) -> None:
     _check_macs(config)
     _check_singles(config)
     _check_taps(config)
+    _check_descriptors(config)
     _check_chardevs(config)
     _check_files(config)
     if config.daemonize and config.log == "":
@@ -162,6 +163,46 @@ def _check_taps(config: VmConfig) -> None:
                 raise ConfigError(f"{netdev.option}: netdev '{taken[name]}' has the {what} already",
                                   "give each netdev its own")
             taken[name] = netdev.id
+
+
+def _descriptors(config: VmConfig) -> list[tuple[str, str, int]]:
+    """Those that were handed over, as the options say: option, what it calls it, number."""
+    found = [(netdev.option, fd) for netdev in config.netdevs.values() for fd in netdev.fds]
+    found += [(c.option, c.fd) for c in config.chardevs.values() if c.fd >= 0]
+    found += [(monitor.option, monitor.fd) for monitor in config.monitors if monitor.fd >= 0]
+    named = [(option, f"descriptor {fd}", fd) for option, fd in found]
+    for device in config.devices:
+        fd = int(device.options.get("vhostfd", "-1"))
+        if fd >= 0:
+            option = f"-device {device.driver},guest-cid={device.options['guest-cid']}"
+            named.append((option, f"vhostfd={fd}", fd))
+    return named
+
+
+def _check_descriptors(config: VmConfig) -> None:
+    taken: dict[int, str] = {}
+    for option, name, fd in _descriptors(config):
+        if fd in taken:
+            raise ConfigError(f"{option}: {name}: {taken[fd]} has it already",
+                              "hand one over for each")
+        taken[fd] = option
+
+
+def check_handed_over(config: VmConfig, ours: tuple[int, ...]) -> None:
+    """Before anything is opened, which might get the number of one that isn't there.
+
+    :param ours: descriptors that nobody handed over.
+    :raises ConfigError: names the option of a descriptor that wasn't.
+    """
+    for option, name, fd in _descriptors(config):
+        try:
+            if fd not in ours:
+                os.fstat(fd)
+                continue
+        except (OSError, OverflowError):
+            pass
+        raise ConfigError(f"{option}: {name}: Bad file descriptor",
+                          "hand it over when the VM is started")
 
 
 def _check_chardevs(config: VmConfig) -> None:
