@@ -140,9 +140,23 @@ def debug(text: str) -> None:
 
 def exception(text: str, caught: BaseException) -> None:
     """A defect of ours: the whole trace, in one line."""
-    import traceback  # only when something is broken
+    _write("ERROR", f"{text}: " + " | ".join(trace(caught)))
 
-    _write("ERROR", f"{text}: " + " | ".join(traceback.format_exception(caught)))
+
+def trace(caught: BaseException) -> list[str]:
+    """What led to it, whatever else is broken: nothing need be opened."""
+    try:
+        import traceback  # only when something is broken
+
+        return traceback.format_exception(caught)
+    except Exception:  # no descriptor to be had, most likely for the same reason
+        lines = []
+        step = caught.__traceback__
+        while step is not None:
+            code = step.tb_frame.f_code
+            lines.append(f"{code.co_filename}:{step.tb_lineno}, in {code.co_name}\n")
+            step = step.tb_next
+        return [*lines, f"{caught!r}\n"]
 
 
 def _write(level: str, text: str) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import _thread
 import time
 
+from shared import log
 from shared.errors import StratovirtError
 from vmm.hypervisor.interface import (
     EXIT_INTERNAL_ERROR,
@@ -231,7 +232,8 @@ class VcpuThread:
         self._on_exit(kind, self)
 
     def _fail(self, error: BaseException) -> None:
-        text = str(error) if isinstance(error, StratovirtError) else _trace(error)
+        text = (str(error) if isinstance(error, StratovirtError)
+                else "".join(log.trace(error)).rstrip())
         self.report = f"vCPU {self.index} can't go on: {text}"
         self._park_next()
         self._on_exit(EXIT_INTERNAL_ERROR, self)
@@ -264,9 +266,3 @@ class VcpuThread:
             waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.release()
-
-
-def _trace(error: BaseException) -> str:
-    import traceback  # only when something is broken
-
-    return "".join(traceback.format_exception(error)).rstrip()

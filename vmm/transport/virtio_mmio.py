@@ -21,6 +21,7 @@ import posix as os
 import time
 
 from shared import log
+from shared.fds import close_all
 from shared.quota import LINES, LINES_RATE, Quota
 from vmm.devices.virtio_device import QueueConfig
 from vmm.errors import BackendError, MemoryAccessError, VmmError
@@ -29,7 +30,7 @@ from vmm.transport import mmio_registers as r
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vmm.devices.virtio_device import VirtioDevice
     from vmm.hypervisor.interface import Vm
@@ -80,14 +81,35 @@ class VirtioMmio:
             self._wire()
 
     def _wire(self) -> None:
+        """Doorbells and interrupts, all of them or none.
+
+        :raises OSError, VmmError: the host lacks descriptors or memory.
+        """
+        doorbell = self.base + r.QUEUE_NOTIFY
+        fds: list[int] = []
+        undo: list[tuple[Callable[..., None], tuple[int, ...]]] = []
+        queues = []
+        try:
+            fds.append(_eventfd())
+            self._vm.add_irqfd(self.gsi, fds[0])
+            undo.append((self._vm.remove_irqfd, (self.gsi, fds[0])))
+            for index in range(len(self.device.queue_sizes)):
+                fds.append(_eventfd())
+                fds.append(_eventfd())
+                kick, call = fds[-2:]
+                self._vm.add_ioeventfd(doorbell, 4, index, kick)
+                undo.append((self._vm.remove_ioeventfd, (doorbell, 4, index, kick)))
+                self._vm.add_irqfd(self.gsi, call)
+                undo.append((self._vm.remove_irqfd, (self.gsi, call)))
+                queues.append(QueueConfig(index, 0, kick, call))
+        except (OSError, VmmError):
+            for step, arguments in undo:
+                step(*arguments)
+            close_all(fds)
+            raise
+        self._config_fd = fds[0]
+        self._queues = queues
         self._wired = True
-        self._config_fd = _eventfd()
-        self._vm.add_irqfd(self.gsi, self._config_fd)
-        for index in range(len(self.device.queue_sizes)):
-            queue = QueueConfig(index, 0, _eventfd(), _eventfd())
-            self._queues.append(queue)
-            self._vm.add_ioeventfd(self.base + r.QUEUE_NOTIFY, 4, index, queue.kick_fd)
-            self._vm.add_irqfd(self.gsi, queue.call_fd)
 
     # ---- the AddressSpace handler ----------------------------------------------------------
 
@@ -211,7 +233,11 @@ class VirtioMmio:
             self._reset()
             return
         if not self._wired:
-            self._wire()
+            try:
+                self._wire()
+            except (OSError, VmmError) as error:
+                self._failed(f"no doorbells and interrupts: {error}")
+                return  # a driver that resets it tries again
         old = self._status
         value &= 0xFF & ~r.NEEDS_RESET
         # 2.1.1: the driver MUST NOT clear a bit; only a reset does.

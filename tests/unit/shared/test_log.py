@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posix
 import re
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,20 @@ def test_a_defects_trace_is_one_line(tmp_path: Path) -> None:
         log.exception("while dividing", error)
     (line,) = lines(path)
     assert "while dividing" in line and "test_log.py" in line and "ZeroDivisionError" in line
+
+
+def test_a_trace_when_nothing_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                            ) -> None:
+    """What has gone wrong may be that there are no descriptors left, not even for a module."""
+    path = tmp_path / "log"
+    log.open_log(str(path))
+    monkeypatch.setitem(sys.modules, "traceback", None)
+    try:
+        raise OSError(24, "Too many open files")
+    except OSError as error:
+        log.exception("while opening", error)
+    (line,) = lines(path)
+    assert "while opening" in line and "test_log.py:" in line and "Too many open files" in line
 
 
 def test_files_are_appended_to(tmp_path: Path) -> None:

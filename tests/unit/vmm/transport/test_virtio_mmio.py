@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import posix
 import threading
 import time
 
 import pytest
 
 from tests.support.fake_slot import BASE, GSI, OFFERED, RAM_BASE, Slot
-from tests.support.mmio_driver import drain
-from vmm.errors import BackendError
+from tests.support.mmio_driver import MmioDriver, drain
+from vmm.errors import BackendError, HypervisorError
 from vmm.hypervisor.fake import FakeVm
 from vmm.transport import mmio_registers as r
+from vmm.transport.virtio_mmio import VirtioMmio
 
 # ---- identity and wiring -------------------------------------------------------------------
 
@@ -51,6 +55,45 @@ def test_close_takes_everything_back() -> None:
     assert slot.vm.irqfds == set()
     assert slot.vm.ioeventfds == set()
     slot.transport.close()
+
+
+@pytest.mark.parametrize("works", range(5))
+@pytest.mark.parametrize("lacks", ["descriptors", "memory"])
+def test_no_doorbells_fail_the_device_alone(slot: Slot, monkeypatch: pytest.MonkeyPatch,
+                                            works: int, lacks: str) -> None:
+    """All are there or none, and a driver that resets the device can have it later."""
+    vm = FakeVm()
+    transport = VirtioMmio(vm, slot.transport._memory, BASE, GSI,  # type: ignore[arg-type]
+                           slot.device, lazy=True)
+    driver = MmioDriver(transport)
+    eventfd, add_irqfd = os.eventfd, vm.add_irqfd
+    count = iter(range(100))
+
+    def refuse_fd(*arguments: int) -> int:
+        if next(count) >= works:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return eventfd(*arguments)
+
+    def refuse_irqfd(gsi: int, fd: int) -> None:
+        if next(count) >= works // 2:
+            raise HypervisorError("KVM: cannot set the irqfd: Cannot allocate memory")
+        add_irqfd(gsi, fd)
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        if lacks == "descriptors":
+            patch.setattr(posix, "eventfd", refuse_fd)
+        else:
+            patch.setattr(vm, "add_irqfd", refuse_irqfd)
+        driver.write(r.STATUS, r.ACKNOWLEDGE)
+    assert driver.read(r.STATUS) == r.NEEDS_RESET
+    assert not vm.irqfds and not vm.ioeventfds
+    assert len(os.listdir("/proc/self/fd")) == before
+    driver.write(r.STATUS, 0)
+    driver.write(r.STATUS, r.ACKNOWLEDGE)
+    assert driver.read(r.STATUS) == r.ACKNOWLEDGE and len(vm.irqfds) == 3
+    transport.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("offset", [r.QUEUE_NOTIFY, r.INTERRUPT_STATUS, r.DRIVER_FEATURES,
