@@ -10,6 +10,9 @@
 #include "include/thread.h"
 
 #define BUDGET 64          // requests taken before completions are looked at
+// The same where each goes to the disk: it had better begin before all are prepared, or driver and
+// disk take turns instead of working at the same time.
+#define DIRECT_BUDGET 8
 #define HELD_MS 1000       // a throttled request is looked at that often at least
 #define NO_KICK_MS 1       // how often a ring without kick descriptor is looked at
 
@@ -25,9 +28,10 @@ static void call_driver(struct sv_queue *queue)
 // One round: take, start, finish, tell. True if there was something to do.
 static bool round_once(struct sv_queue *queue, bool take)
 {
+	unsigned int budget = queue->blk.disk->direct ? DIRECT_BUDGET : BUDGET;
 	bool progress = sv_blk_release(&queue->blk);
 
-	progress |= take && sv_blk_serve(&queue->blk, BUDGET);
+	progress |= take && sv_blk_serve(&queue->blk, budget);
 	if (queue->engine.unsubmitted)
 		sv_engine_flush(&queue->engine);
 	progress |= sv_blk_reap(&queue->blk);
