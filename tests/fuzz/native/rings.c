@@ -19,13 +19,15 @@
 #define AVAIL 0x100
 #define USED 0x200
 #define IMAGE_BYTES 40000 // no multiple of a sector
+#define LARGE_BYTES 3000000 // more than the data plane writes zeroes at once
 #define MAX_STEPS 20000
 
 enum {
 	F_EVENT_IDX = 1, F_INDIRECT = 2, F_READONLY = 4, F_DIRECT = 8,
 	F_LARGE_BLOCKS = 16, F_UNMAP = 32, F_DETECT = 64, F_WRITE_THROUGH = 128,
 };
-enum { F_INFLIGHT = 1, F_THROTTLE = 2, F_BLOCK_DEVICE = 4, F_NO_ZERO_RANGE = 8, F_SHRINK = 16 };
+enum { F_INFLIGHT = 1, F_THROTTLE = 2, F_BLOCK_DEVICE = 4, F_NO_ZERO_RANGE = 8, F_SHRINK = 16,
+       F_LARGE = 32 };
 
 static const struct {
 	uint64_t at, size;
@@ -144,9 +146,10 @@ static void make_memory(struct world *world, const uint8_t *data, size_t size)
 static void make_disk(struct sv_disk *disk, uint8_t flags, uint8_t more)
 {
 	static const struct sv_limits limits = {.rate = {1000000}, .burst = {3}};
+	uint64_t size = more & F_LARGE ? LARGE_BYTES : IMAGE_BYTES;
 	bool direct = flags & F_DIRECT;
 
-	check(ftruncate(image_fd, IMAGE_BYTES) == 0);
+	check(ftruncate(image_fd, (off_t)size) == 0);
 	*disk = (struct sv_disk){
 		.fd = image_fd,
 		.readonly = flags & F_READONLY,
@@ -157,8 +160,8 @@ static void make_disk(struct sv_disk *disk, uint8_t flags, uint8_t more)
 		.detect_unmap = flags & F_UNMAP,
 		.writeback = !(flags & F_WRITE_THROUGH),
 		.no_zero_range = more & F_NO_ZERO_RANGE,
-		.size = IMAGE_BYTES,
-		.capacity = (IMAGE_BYTES + 511) / 512,
+		.size = size,
+		.capacity = (size + 511) / 512,
 		.align = !direct ? 1 : flags & F_LARGE_BLOCKS ? 4096 : 512,
 		.memory_align = direct ? 512 : 1,
 		.end = UINT64_MAX,
