@@ -113,6 +113,19 @@ def test_write_back_mode_can_be_switched(worker: BlkWorker) -> None:
             worker.frontend.finish()
 
 
+def test_write_back_mode_stays_until_a_reset(worker: BlkWorker) -> None:
+    """QEMU and others send the features again with each start of the rings."""
+    front = worker.frontend
+    front.set_config(32, b"\0")
+    front.set_features(worker.features)
+    front.finish()
+    assert front.get_config(32, 1) == b"\0"
+    front.reset_device()
+    front.set_features(worker.features)
+    front.finish()
+    assert front.get_config(32, 1) == b"\1"
+
+
 def test_without_flush_writes_go_through(image: Path) -> None:
     worker = BlkWorker(image)
     worker.connect(BASIC)

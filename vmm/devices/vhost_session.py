@@ -122,9 +122,11 @@ class Session:
         self._frontend.finish(deadline)
 
     def start(self, features: int, queues: Sequence[QueueConfig], bases: dict[int, int],
-              inflight: Inflight | None, all_queues: int) -> Inflight | None:
+              inflight: Inflight | None, all_queues: int,
+              config: tuple[int, bytes] | None = None) -> Inflight | None:
         """Set everything up and start the rings at `bases`; kick and call each once.
 
+        :param config: what the driver has written to the config space, and where.
         :return: the record of requests in flight: the given one, or one that the back end made.
         """
         frontend = self._frontend
@@ -133,6 +135,8 @@ class Session:
         frontend.set_features(features)
         if frontend.protocol & m.PF_STATUS:
             frontend.set_status(_STATUS_STARTING)
+        if config is not None and self.has_config:
+            frontend.set_config(*config)
         self._send_memory()
         inflight = self._send_inflight(queues, inflight, all_queues)
         for queue in queues:

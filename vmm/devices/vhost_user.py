@@ -199,14 +199,13 @@ class VhostUserDevice(VirtioDevice):
         with Held(self, REQUEST_LIMIT):
             if self._goal != PAUSED:
                 return
+            self._goal = RUNNING
             if self.state == BROKEN:
-                self._goal = RUNNING
                 if self._is_kept():
                     self.on_needed()
                 else:
                     log.warning(str(self._broken_error()))
                 return
-            self._goal = RUNNING
             session = self._current()
             if self.state == RUNNING:
                 return  # `pause` gave up, somebody brought another back end
@@ -368,6 +367,10 @@ class VhostUserDevice(VirtioDevice):
 
         self._exchange(REQUEST_LIMIT, action)
 
+    def _written_config(self) -> tuple[int, bytes] | None:
+        """What the driver wrote, and where: a start tells a back end, which may be another."""
+        return None
+
     def _config_went_stale(self) -> None:
         """The back end says that its config space changed (main loop; must not wait)."""
         self.on_config_change()
@@ -431,8 +434,7 @@ class VhostUserDevice(VirtioDevice):
         session = self._current()
         if self.state == NEW:
             with Guarded(self):
-                session.greet(self._announced_queues(), self.wanted_protocol,
-                              self.queues_option)
+                session.greet(self._announced_queues(), self.wanted_protocol, self.queues_option)
             self.state = IDLE
         return session
 
@@ -445,7 +447,8 @@ class VhostUserDevice(VirtioDevice):
         self.state = PAUSED
         with Guarded(self):
             self._inflight = session.start(self._features, self._queues, self._bases,
-                                           self._inflight, len(self.queue_sizes))
+                                           self._inflight, len(self.queue_sizes),
+                                           self._written_config())
         self.state = RUNNING
 
     def _stop(self, session: Session, deadline: float) -> None:

@@ -56,6 +56,7 @@ class VirtioBlk(SlotDevice):
         self._version = object()
         self._slot_features = None
         self._empty = False
+        self._writeback: bytes | None = None  # as the driver set it since the last reset
         self._answer: tuple[object, bytes] | None = None  # the back end's, to which version
         if socket_fd < 0:
             self.show_empty()
@@ -112,10 +113,24 @@ class VirtioBlk(SlotDevice):
         if self._empty:
             return
         if offset == _WRITEBACK and len(data) == 1 and self._features & F_CONFIG_WCE:
+            if self.is_in_use():
+                self._writeback = data
             try:
                 self._forward_config(offset, data)
             finally:
                 self._version = object()
+
+    def _written_config(self) -> tuple[int, bytes] | None:
+        # SET_FEATURES may turn write-back on again, and the next worker begins with it: a driver
+        # that has turned it off flushes nothing.
+        if self._writeback is None or self._empty:
+            return None
+        return _WRITEBACK, self._writeback
+
+    def reset(self) -> None:
+        """See `VirtioDevice.reset`."""
+        super().reset()
+        self._writeback = None  # virtio 1.2, 5.2.5.2
 
     def _with_queues(self, config: bytes) -> bytes:
         # The back end may have more queues than the guest is given.

@@ -136,9 +136,14 @@ class BlkDevice(QueueDevice):
                               "only the byte `writeback` can be written, with 0 or 1")
 
     def set_features(self, features: int) -> None:
-        """Without FLUSH and CONFIG_WCE every write is durable when it completes (5.2.6.2)."""
-        self._features = features
-        self._set_writeback(bool(features & (blk.F_FLUSH | blk.F_CONFIG_WCE)))
+        """Without FLUSH and CONFIG_WCE every write is durable when it completes (5.2.6.2).
+
+        Front ends send the same again with each start of the rings: what the driver has chosen
+        since the last reset holds.
+        """
+        if features != self._features or not features & blk.F_CONFIG_WCE:
+            self._features = features
+            self._set_writeback(bool(features & (blk.F_FLUSH | blk.F_CONFIG_WCE)))
 
     def _set_writeback(self, writeback: bool) -> None:
         self._writeback = writeback

@@ -285,3 +285,27 @@ def test_who_is_forsaken_holds_up_nobody(pair: Pair) -> None:
     other = pair.other()
     pair.replace(other, drain=False)
     assert pair.device.state == RUNNING and "start_ring" in other.names()
+
+
+def test_what_the_driver_wrote_to_the_config_space_is_told_to_each_back_end(pair: Pair) -> None:
+    """A driver that turned write-back off sends no flushes: a back end that turned it on again
+    would lose what the driver takes for durable."""
+    pair.rig.back.offered |= 1 << 11
+    pair.rig.activate()
+    assert "write_config" not in pair.rig.names()
+    pair.device.write_config(32, b"\0")
+    pair.device.pause(soon())
+    del pair.rig.back.calls[:]
+    pair.device.resume()
+    names = pair.rig.names()
+    assert ("write_config", 32, b"\0", False) in pair.rig.back.calls
+    assert names.index("set_features") < names.index("write_config") < names.index("start_ring")
+    other = pair.other()
+    other.back.offered |= 1 << 11
+    pair.replace(other, drain=True)
+    assert ("write_config", 32, b"\0", False) in other.back.calls
+    assert other.names().index("write_config") < other.names().index("start_ring")
+    pair.device.reset()
+    del other.back.calls[:]
+    pair.device.activate(pair.device.features(), pair.rig.queues())
+    assert "write_config" not in other.names()
