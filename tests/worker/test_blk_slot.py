@@ -23,6 +23,7 @@ from tests.support.guest_ring import (
     ranges,
 )
 from tests.support.slot import Slot
+from workers.blk import device
 from workers.blk.service import Service
 from workers.errors import UsageError
 
@@ -111,3 +112,39 @@ def test_blocks_of_4_kib_behind_sectors_of_512(loop_4k: Path, aio: str) -> None:
 def test_wrong_options_are_refused(image: Path, name: str, value: object) -> None:
     with open(image, "rb+") as file, pytest.raises(UsageError, match=r"slot|readonly"):
         Service(file.fileno(), {"slot": True, name: value}, None, print)
+
+
+class CountedSyncs:
+    """The data plane, and how often it was told to sync the image."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __getattr__(self, name: str) -> object:
+        if name == "sv_plane_sync":
+            self.count += 1
+        return getattr(_dataplane.lib, name)
+
+
+def test_what_was_written_is_synced_when_a_ring_stops_or_is_disabled(
+        image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU disables each ring before it stops it."""
+    syncs = CountedSyncs()
+    monkeypatch.setattr(device, "lib", syncs)
+    slot = Slot(image)
+    try:
+        assert slot.request(OUT, 0, b"x" * 512).status == OK
+        slot.frontend.set_vring_enable(0, False)
+        slot.frontend.finish()
+        assert slot.frontend.get_vring_base(0) == 1
+        assert syncs.count == 1
+        slot.frontend.set_vring_call(0, slot.ring.call_fd)
+        slot.frontend.set_vring_base(0, 1)
+        slot.frontend.set_vring_kick(0, slot.ring.kick_fd)
+        slot.frontend.set_vring_enable(0, True)
+        slot.frontend.finish()
+        assert slot.request(IN, 0, room=512).status == OK
+        assert slot.frontend.get_vring_base(0) == 2
+        assert syncs.count == 1  # nothing was written since
+    finally:
+        slot.close()

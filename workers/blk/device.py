@@ -158,14 +158,14 @@ class BlkDevice(QueueDevice):
             # The image may have grown since this worker was started, to take over some day.
             self.capacity_changed |= self.resize()
 
-    def stop_ring(self, ring: Ring) -> int:
-        """Everything in flight finished and, if something was written, synced."""
-        ran = ring.index in self._running
-        base = super().stop_ring(ring)
-        counters = self._counters[ring.index]
+    def _halt(self, index: int) -> int:
+        # Everything in flight finished and, if something was written, synced. Not only where a
+        # ring is stopped: QEMU disables it first.
+        base = super()._halt(index)
+        counters = self._counters[index]
         written = counters.writes + counters.discards + counters.write_zeroes
-        if ran and written != self._dirty[ring.index]:
-            self._dirty[ring.index] = written
+        if written != self._dirty[index]:
+            self._dirty[index] = written
             error = lib.sv_plane_sync(self.native)
             if error < 0:
                 self._log(f"Can't sync the image: {os.strerror(-error)}")
