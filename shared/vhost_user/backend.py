@@ -14,7 +14,7 @@ import _stat as stat
 import errno
 import posix as os
 
-from shared.errors import SharedError
+from shared.errors import RegionError, SharedError
 from shared.fds import close_all
 from shared.memory_regions import MemoryRegion, RegionTable
 from shared.vhost_user import messages as m
@@ -245,6 +245,9 @@ class Backend:
         self.device.set_memory(list(zip(regions, message.fds, strict=True)))
         self.memory = table
         self._start_rings(restart)
+        if any(ring.waits for ring in self.rings):
+            raise RefusedError(errno.EINVAL, "SET_MEM_TABLE without the memory of a ring that "
+                               "runs", "stop it first")
 
     def _get_max_mem_slots(self, message: Message) -> _Reply:
         return m.encode_u64(MAX_MEMORY_SLOTS), ()
@@ -268,9 +271,11 @@ class Backend:
         table = RegionTable(self.memory.regions)
         region = table.remove(wanted.guest_addr, wanted.size, wanted.user_addr)
         restart = self._stop_rings()
-        self.device.remove_memory(region)
-        self.memory = table
-        self._start_rings(restart)
+        try:
+            self.device.remove_memory(region)
+            self.memory = table
+        finally:
+            self._start_rings(restart)
 
     # ---- rings -----------------------------------------------------------------------------
 
@@ -282,7 +287,7 @@ class Backend:
 
     def _stopped_ring(self, name: str, index: int) -> Ring:
         ring = self._ring(name, index)
-        if ring.started:
+        if ring.runs:
             raise RefusedError(errno.EBUSY, f"{name} while ring {index} runs", "stop it first")
         return ring
 
@@ -304,7 +309,7 @@ class Backend:
         if desc % 16 or avail % 2 or used % 4:
             raise RefusedError(errno.EINVAL, f"Ring {index} is not aligned (descriptors "
                                f"{desc:#x}, available {avail:#x}, used {used:#x})")
-        if ring.started:
+        if ring.runs:
             if ring.user_addresses != (desc, avail, used):
                 raise RefusedError(errno.EBUSY, f"SET_VRING_ADDR while ring {index} runs",
                                    "stop it first")
@@ -321,8 +326,7 @@ class Backend:
     def _get_vring_base(self, message: Message) -> _Reply:
         index, _ = m.decode_vring_state(message.payload)
         ring = self._ring("GET_VRING_BASE", index)
-        if ring.started:
-            self._stop(ring)
+        self._stop(ring)
         for fd in (ring.kick, ring.call):
             fd.close()
         return m.encode_vring_state(index, ring.base), ()
@@ -335,7 +339,10 @@ class Backend:
         self._enable(ring, value == 1)
 
     def _vring_fd(self, message: Message, name: str) -> tuple[Ring, int]:
-        """Ring and descriptor of SET_VRING_KICK, CALL or ERR; -1 with the invalid-FD flag."""
+        """Ring and descriptor of SET_VRING_KICK, CALL or ERR; -1 with the invalid-FD flag.
+
+        The descriptor is the message's, until the ring takes it: what fails before leaks none.
+        """
         value = m.decode_u64(message.payload)
         if value & ~(m.VRING_INDEX_MASK | m.VRING_NO_FD):
             raise RefusedError(errno.EINVAL, f"{name} {value:#x}", "only bits 0 to 8 are defined")
@@ -345,14 +352,14 @@ class Backend:
                                f"{name}: descriptor and invalid-FD flag contradict each other")
         if not message.fds:
             return ring, -1
-        fd = message.take_fds()[0]
+        fd = message.fds[0]
         os.set_blocking(fd, False)  # a descriptor that blocks could hang the data path
         return ring, fd
 
     def _set_vring_kick(self, message: Message) -> None:
         ring, fd = self._vring_fd(message, "SET_VRING_KICK")
-        if ring.started:
-            self._stop(ring)
+        self._stop(ring)
+        message.take_fds()
         ring.kick.replace(fd)
         self._start(ring)
 
@@ -360,14 +367,16 @@ class Backend:
         ring, fd = self._vring_fd(message, "SET_VRING_CALL")
         if ring.started:
             self.device.change_call(ring, fd)
+        message.take_fds()
         ring.call.replace(fd)
 
     def _set_vring_err(self, message: Message) -> None:
         ring, fd = self._vring_fd(message, "SET_VRING_ERR")
+        message.take_fds()
         ring.err.replace(fd)
 
     def _running(self) -> bool:
-        return any(ring.started for ring in self.rings)
+        return any(ring.runs for ring in self.rings)
 
     def _enable(self, ring: Ring, enabled: bool) -> None:
         if ring.enabled != enabled:
@@ -385,18 +394,24 @@ class Backend:
 
     def _stop(self, ring: Ring) -> None:
         # Whatever the device says about the index, the ring counts as stopped.
-        ring.started = False
-        ring.base = self.device.stop_ring(ring) & 0xFFFF
+        started, ring.started, ring.waits = ring.started, False, False
+        if started:
+            ring.base = self.device.stop_ring(ring) & 0xFFFF
 
     def _stop_rings(self) -> list[Ring]:
-        stopped = [ring for ring in self.rings if ring.started]
+        stopped = [ring for ring in self.rings if ring.runs]
         for ring in stopped:
             self._stop(ring)
         return stopped
 
     def _start_rings(self, rings: Sequence[Ring]) -> None:
+        """Go on after a change of guest memory. QEMU removes a region that it is about to add in
+        another size while rings in it run: those wait for it."""
         for ring in rings:
-            self._start(ring)
+            try:
+                self._start(ring)
+            except RegionError:
+                ring.waits = True
 
     # ---- requests in flight ----------------------------------------------------------------
 

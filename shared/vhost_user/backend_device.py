@@ -37,10 +37,13 @@ class Ring:
     base is the next available index to take (16 bits); kick_fd is -1 if the front end wants
     polling, call_fd and err_fd are -1 if it wants no signal.  All three are non-blocking,
     owned by `Backend` and stay open while the ring runs with them.
+
+    started: the device serves it; waits: the front end has started it, but guest memory lacks a
+    part of it for now.
     """
 
     __slots__ = ("_user", "avail", "base", "call", "desc", "enabled", "err", "index", "kick",
-                 "size", "started", "used")
+                 "size", "started", "used", "waits")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -55,10 +58,16 @@ class Ring:
         """Back to the state before any SET_VRING_*; the descriptors are closed."""
         self.size = 0
         self.base = 0
+        self.waits = False
         self.desc = self.avail = self.used = 0
         self._user: tuple[int, int, int] | None = None
         for fd in (self.kick, self.call, self.err):
             fd.close()
+
+    @property
+    def runs(self) -> bool:
+        """The front end has started it, and not stopped it."""
+        return self.started or self.waits
 
     @property
     def kick_fd(self) -> int:

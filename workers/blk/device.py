@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from shared.vhost_user.backend import Ring
     from workers.blk.disk import Disk
 
 ffi, lib = _dataplane.ffi, _dataplane.lib

@@ -111,6 +111,47 @@ def test_memory_that_no_longer_holds_a_running_ring(running: Session) -> None:
     assert not running.backend.rings[0].started
 
 
+def test_a_ring_waits_for_a_region_that_comes_back_larger(running: Session) -> None:
+    """As QEMU changes a region's size: REM_MEM_REG, then ADD_MEM_REG, while rings run."""
+    running.device.served = 3
+    running.done(m.REM_MEM_REG, m.encode_memory_region(REGION))
+    ring = running.backend.rings[0]
+    assert not ring.started
+    assert [call[0] for call in running.device.calls] == ["stop_ring", "remove_memory"]
+    # It still counts as running; its descriptors may change, and it may be disabled.
+    for request, payload in ((m.SET_VRING_NUM, m.encode_vring_state(0, 32)),
+                             (m.SET_VRING_BASE, m.encode_vring_state(0, 1)),
+                             (m.SET_VRING_ADDR, m.encode_vring_addr(0, 0, USER, USER, USER)),
+                             (m.SET_FEATURES, m.encode_u64(m.F_PROTOCOL_FEATURES))):
+        assert running.acked(request, payload) == errno.EBUSY
+    running.done(m.SET_VRING_CALL, m.encode_u64(0), (running.eventfd(),))
+    running.done(m.SET_VRING_ENABLE, m.encode_vring_state(0, 0))
+    running.done(m.SET_VRING_ENABLE, m.encode_vring_state(0, 1))
+    assert len(running.device.calls) == 2
+    elsewhere = MemoryRegion(0x100_0000, 0x1000, USER + 0x1000_0000, 0)
+    running.done(m.ADD_MEM_REG, m.encode_memory_region(elsewhere), (running.ram,))
+    assert not ring.started
+    larger = MemoryRegion(REGION.guest_addr, 2 * SIZE, USER, 0)
+    running.done(m.ADD_MEM_REG, m.encode_memory_region(larger), (running.memfd(2 * SIZE),))
+    assert ring.started and not ring.waits
+    assert running.device.calls[-1][0] == "start_ring"
+    assert running.device.calls[-1][6:] == (8, True)
+
+
+def test_a_ring_that_waits_for_memory_can_be_stopped(running: Session) -> None:
+    running.done(m.REM_MEM_REG, m.encode_memory_region(REGION))
+    assert m.decode_vring_state(running.ask(m.GET_VRING_BASE, m.encode_vring_state(0, 0))) == (0, 5)
+    running.done(m.ADD_MEM_REG, m.encode_memory_region(REGION), (running.ram,))
+    running.done(m.SET_VRING_BASE, m.encode_vring_state(0, 5))
+    assert [call[0] for call in running.device.calls] == ["stop_ring", "remove_memory",
+                                                          "add_memory"]
+    running.done(m.SET_VRING_KICK, m.encode_u64(0), (running.eventfd(),))
+    running.done(m.REM_MEM_REG, m.encode_memory_region(REGION))
+    running.done(m.RESET_DEVICE)
+    running.done(m.ADD_MEM_REG, m.encode_memory_region(REGION), (running.ram,))
+    assert not running.backend.rings[0].runs
+
+
 def test_config(session: Session) -> None:
     reply = session.ask(m.GET_CONFIG, m.encode_config(4, bytes(8)))
     assert m.decode_config("", reply)[:2] == (4, bytes(range(4, 12)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 
 import pytest
@@ -263,3 +264,22 @@ def test_end_of_the_front_end(session: Session) -> None:
     session.front.close()
     with pytest.raises(ConnectionLostError):
         session.backend.serve()
+
+
+@pytest.mark.parametrize("name", [m.SET_VRING_KICK, m.SET_VRING_CALL, m.SET_VRING_ERR])
+def test_a_descriptor_that_can_not_be_used_does_not_stay_open(running: Session, name: int) -> None:
+    useless = os.open("/", os.O_PATH)
+    running.fds.append(useless)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert running.acked(name, m.encode_u64(0), (useless,)) == errno.EBADF
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert running.backend.rings[0].started
+
+
+def test_a_call_that_the_device_refuses_does_not_stay_open(running: Session) -> None:
+    fd = running.eventfd()
+    before = len(os.listdir("/proc/self/fd"))
+    running.device.fail = OSError(errno.EMFILE, "no")
+    assert running.acked(m.SET_VRING_CALL, m.encode_u64(0), (fd,)) == errno.EMFILE
+    assert len(os.listdir("/proc/self/fd")) == before
