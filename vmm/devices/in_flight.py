@@ -33,7 +33,7 @@ def undone_requests(record: Inflight | None, used: Mapping[int, int]) -> int:
     for index, published in used.items():
         try:
             data = os.pread(fd, _HEADER + entries, layout.mmap_offset + index * size)
-        except OSError:
+        except (OSError, OverflowError):  # the record may lie at the end of what files can hold
             return total
         taken = data[_HEADER::_ENTRY].count(1)
         recorded = int.from_bytes(data[_USED_INDEX:_HEADER], "little")

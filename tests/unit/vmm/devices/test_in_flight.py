@@ -80,3 +80,9 @@ def test_what_cannot_be_read(fd: int) -> None:
     finally:
         os.close(pipe)
         os.close(other)
+
+
+def test_a_record_at_the_end_of_what_files_can_hold(fd: int) -> None:
+    """The file's size is what the worker made it: the second queue is beyond any offset."""
+    write(fd, 0, used=5, taken={1})
+    assert undone_requests((Inflight(1, (1 << 63) - STRIDE, QUEUES, SIZE), fd), {0: 5, 1: 5}) == 0
