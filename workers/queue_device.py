@@ -161,7 +161,10 @@ class QueueDevice(BackendDevice):
         return base
 
     def change_call(self, ring: Ring, fd: int) -> None:
-        """Takes effect at once, the ring goes on."""
+        """Takes effect at once, the ring goes on. One that isn't enabled takes it when it is: a
+        queue that doesn't run would keep a copy open."""
+        if ring.index not in self._running:
+            return
         check(self.plane.set_call(self.native, ring.index, fd), "Can't change the call fd")
 
     def get_inflight(self, queue_count: int, queue_size: int) -> tuple[m.Inflight, int]:
