@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 OUT = ROOT / "build/bench"
 LOAD = 1  # a program header's type
 HEADER, ENTRY = 64, 56  # bytes of an ELF header and of a program header
-WARM = 192 << 20
+WARM = 192 << 20  # bytes: of a start, its kernel four times
 
 
 class Case(NamedTuple):

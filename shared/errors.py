@@ -77,3 +77,13 @@ def check(result: int, what: str, hint: str = "") -> int:
     if result < 0:
         raise SystemCallError(-result, what, hint)
     return result
+
+
+def places(error: BaseException) -> list[str]:
+    """FILE:LINE of each step that led to it, the first one first. Nothing need be opened."""
+    found = []
+    step = error.__traceback__
+    while step is not None:
+        found.append(f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}")
+        step = step.tb_next
+    return found

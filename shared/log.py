@@ -19,7 +19,7 @@ import sys
 import time
 
 from shared import paths
-from shared.errors import SharedError
+from shared.errors import SharedError, places
 
 LEVELS = ("error", "warn", "info", "debug", "trace")
 _ERROR, _WARN, _INFO, _DEBUG = range(4)
@@ -150,13 +150,7 @@ def trace(caught: BaseException) -> list[str]:
 
         return traceback.format_exception(caught)
     except Exception:  # no descriptor to be had, most likely for the same reason
-        lines = []
-        step = caught.__traceback__
-        while step is not None:
-            code = step.tb_frame.f_code
-            lines.append(f"{code.co_filename}:{step.tb_lineno}, in {code.co_name}\n")
-            step = step.tb_next
-        return [*lines, f"{caught!r}\n"]
+        return [*(f"{place}\n" for place in places(caught)), f"{caught!r}\n"]
 
 
 def _write(level: str, text: str) -> None:

@@ -22,7 +22,7 @@ from native import _sandbox
 from shared import paths
 from shared.control.channel import Channel, ChannelClosed, close_quietly
 from shared.control.codec import CodecError
-from shared.errors import SandboxError, SharedError, StratovirtError, check
+from shared.errors import SandboxError, SharedError, StratovirtError, check, places
 from shared.quota import LINES, LINES_RATE, Quota
 from shared.sandbox import OFF_VARIABLE, stages
 from workers import startup
@@ -297,13 +297,7 @@ def stage_of(error: StratovirtError) -> str:
 
 
 def _where(error: BaseException) -> str:
-    places = []
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        places.append(f"{paths.name(code.co_filename)}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return " < ".join(reversed(places[-6:]))
+    return " < ".join(paths.name(place) for place in reversed(places(error)[-6:]))
 
 
 def main() -> None:

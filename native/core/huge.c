@@ -161,14 +161,14 @@ static uint64_t bytes_there(const struct sv_huge *huge)
 	return fstat(huge->fd, &info) < 0 ? 0 : (uint64_t)info.st_blocks * 512;
 }
 
-static bool is_shrinking(struct sv_huge *huge)
+// Remember how much is there. True: some was given back.
+static bool note_size(struct sv_huge *huge, uint64_t there)
 {
-	uint64_t there = bytes_there(huge);
-	bool found = there < huge->seen;
+	bool shrinks = there < huge->seen;
 
-	huge->shrunk |= found;
+	huge->shrunk |= shrinks;
 	huge->seen = there;
-	return found;
+	return shrinks;
 }
 
 // What it will use first, before it does: nothing need be copied, and no processor be told. What a
@@ -183,7 +183,7 @@ static int go_ahead(struct sv_huge *huge)
 			uint64_t page = extent * SV_HUGE_PAGE;
 			int ret = 0;
 
-			if (is_shrinking(huge))
+			if (note_size(huge, bytes_there(huge)))
 				return 0;
 			if (!is_done(huge, extent) && !atomic_load(&huge->held) &&
 			    next_page(huge, page) >= page + SV_HUGE_PAGE)
@@ -218,11 +218,10 @@ static bool is_time(struct sv_huge *huge, uint64_t there, uint64_t since_scan)
 	bool growing = there >= huge->seen + GROWTH;
 	bool changed, again;
 
-	huge->shrunk |= there < huge->seen;
+	note_size(huge, there);
 	changed = huge->shrunk || there >= huge->scanned + GROWTH;
 	huge->tries = changed ? 0 : huge->tries;
 	again = huge->tries && huge->tries <= TRIES && since_scan > AGAIN << (huge->tries - 1);
-	huge->seen = there;
 	return (changed || again) && there >= huge->least && (!growing || since_scan > SOON) &&
 	       !atomic_load(&huge->held);
 }

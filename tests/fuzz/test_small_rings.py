@@ -83,9 +83,6 @@ class Chaos:
 def play(plane: RingPlane, index: int, seed: int, area: int, writable: float) -> bool:
     """One life of a queue; whether it was broken."""
     ring = GuestRing(plane.memory, SIZE, FEATURES)
-    # An index of the last life, which the device looks at at once, would break most of them.
-    ring.set_avail_idx(0)
-    plane.memory.fill(ring.used, 4, 0)
     plane.check(plane.try_start(index, ring))
     chaos = Chaos(seed, ring, area, writable)
     for _ in range(3):

@@ -14,7 +14,6 @@ from tests.support.tiny_guest import wait_for
 
 pytestmark = pytest.mark.native
 
-NO_NOTIFY = 1  # VRING_USED_F_NO_NOTIFY
 # Long enough for any machine to come back in time, far longer than anything else here takes.
 SECOND = 1_000_000_000
 SECTOR = 512
@@ -23,11 +22,11 @@ SECTOR = 512
 class SlowDisk:
     """A disk whose reads end when the test says so: a pipe. Only a ring reads one at an offset."""
 
-    def __init__(self, path: Path, features: int = F_VERSION_1 | F_EVENT_IDX) -> None:
+    def __init__(self, path: Path) -> None:
         os.mkfifo(path)
         self.plane = Plane(str(path), "io_uring", direct=True, block_device=True,
                            size=64 * SECTOR, capacity=64)
-        self.ring: GuestRing = self.plane.start(0, 16, features)
+        self.ring: GuestRing = self.plane.start(0, 16, F_VERSION_1 | F_EVENT_IDX)
         self.kicks = 0
 
     def read(self) -> BlkRequest:
@@ -57,18 +56,14 @@ def disk(tmp_path: Path) -> Iterator[SlowDisk]:
     found.plane.close()
 
 
-def asleep(disk: SlowDisk) -> bool:
-    return disk.ring.avail_event == disk.ring.avail_idx
-
-
 def test_a_completion_leaves_no_wish_for_a_kick(disk: SlowDisk) -> None:
     request = disk.read()
-    wait_for(lambda: asleep(disk), "the queue's thread sleeps and wants kicks")
+    wait_for(disk.ring.wants_kick, "the queue's thread sleeps and wants kicks")
     lib.sv_plane_set_poll(disk.plane.plane, 20 * SECOND)
     disk.let(request)
     # It looks for the next request by itself, and the driver has not passed the index that it
     # wanted a kick for: that wish is taken back.
-    assert not asleep(disk)
+    assert not disk.ring.wants_kick()
     kicks = disk.kicks
     disk.let(disk.read())
     assert disk.kicks == kicks
@@ -80,7 +75,7 @@ def test_a_slow_disk_says_nothing_of_the_driver(disk: SlowDisk) -> None:
     rounds = 24
     for _ in range(rounds):
         request = disk.read()
-        wait_for(lambda: asleep(disk), "the thread sleeps instead of looking at the disk")
+        wait_for(disk.ring.wants_kick, "the thread sleeps instead of looking at the disk")
         disk.let(request)
     # To look for completions was in vain and is given up; requests always came in time.
     assert disk.kicks <= 2
@@ -89,25 +84,11 @@ def test_a_slow_disk_says_nothing_of_the_driver(disk: SlowDisk) -> None:
 
 def test_requests_are_taken_while_the_disk_is_busy(disk: SlowDisk) -> None:
     first = disk.read()
-    wait_for(lambda: asleep(disk), "the queue's thread sleeps")
+    wait_for(disk.ring.wants_kick, "the queue's thread sleeps")
     second = disk.read()
-    wait_for(lambda: asleep(disk), "it took the second one and sleeps again")
+    wait_for(disk.ring.wants_kick, "it took the second one and sleeps again")
     assert disk.kicks == 2
     data = [os.urandom(SECTOR), os.urandom(SECTOR)]
     os.write(disk.plane.fd, b"".join(data))
     disk.ring.wait_used(2)
     assert {first.data, second.data} == set(data)  # a pipe's readers have no order
-
-
-@pytest.mark.parametrize("features", [F_VERSION_1, F_VERSION_1 | F_EVENT_IDX])
-def test_who_stops_wants_kicks(tmp_path: Path, features: int) -> None:
-    """A request that comes then must reach whoever serves the ring next."""
-    disk = SlowDisk(tmp_path / "disk", features)
-    lib.sv_plane_set_poll(disk.plane.plane, 20 * SECOND)
-    disk.let(disk.read())
-    if features == F_VERSION_1:
-        assert disk.ring.used_flags == NO_NOTIFY
-    assert disk.plane.stop() == 1
-    assert disk.ring.used_flags == 0
-    assert asleep(disk) or features == F_VERSION_1
-    disk.plane.close()

@@ -179,7 +179,7 @@ def test_who_gives_memory_back_gets_none_in_advance() -> None:
         while lib.sv_huge_made(ram.huge) == 0:
             pass  # to sleep would give it time to be through
         ram.give_back(HUGE, 200 * HUGE)
-        wait_until(lambda: lib.sv_huge_made(ram.huge) > 0 and ram.is_calm(), "the thread pauses")
+        wait_until(ram.is_calm, "the thread pauses")
         # One that it was at may come back.
         assert len(ram.whole()) <= 1 and lib.sv_huge_made(ram.huge) < 200
     finally:

@@ -123,10 +123,6 @@ class GuestRing:
         return not self.memory.read(self.used, 1)[0] & 1
 
     @property
-    def used_flags(self) -> int:
-        return int.from_bytes(self.memory.read(self.used, 2), "little")
-
-    @property
     def used_idx(self) -> int:
         return int.from_bytes(self.memory.read(self.used + 2, 2), "little")
 

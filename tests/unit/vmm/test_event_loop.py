@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -188,7 +189,7 @@ def test_what_is_told_of_a_descriptor_isn_t_told_to_the_next_with_its_number(
     idle = os.pipe()
     reused: list[int] = []
 
-    def replace(other: int) -> None:
+    def replace(other: int, events: int) -> None:
         if reused:
             return
         loop.remove(other)
@@ -198,7 +199,7 @@ def test_what_is_told_of_a_descriptor_isn_t_told_to_the_next_with_its_number(
 
     told: list[int] = []
     for (reader, writer), (other, _) in zip(pairs, reversed(pairs), strict=True):
-        loop.add(reader, READ, lambda events, other=other: replace(other))  # type: ignore[misc]
+        loop.add(reader, READ, partial(replace, other))
         os.write(writer, b"x")
     loop.run_once(1)
     assert reused and seen == []

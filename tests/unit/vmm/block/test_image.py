@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -215,8 +216,9 @@ def test_a_file_system_that_complains_of_a_close(path: Path,
     """NFS and FUSE tell of what a worker has written: an unplug goes on all the same."""
     image = open_image(drive(path))
     fd, close = image.fd, os.close
-    nursery = SimpleNamespace(spawn=lambda *rest: "worker")
-    workers = BlockWorkers(nursery, BlockNode(drive(path), image), "d", {})  # type: ignore[arg-type]
+    worker: Any = object()
+    nursery: Any = SimpleNamespace(spawn=lambda *rest: worker)
+    workers = BlockWorkers(nursery, BlockNode(drive(path), image), "d", {})
     opened = [image.reopen(), image.reopen()]
 
     def complain(number: int) -> None:
@@ -225,7 +227,7 @@ def test_a_file_system_that_complains_of_a_close(path: Path,
 
     monkeypatch.setattr(posix, "close", complain)
     workers.discard(opened[0])
-    assert workers.spawn(opened[1]) == "worker"  # type: ignore[comparison-overlap]
+    assert workers.spawn(opened[1]) is worker
     image.close()
     monkeypatch.undo()
     assert not any(Path(f"/proc/self/fd/{number}").exists() for number in (fd, *opened))
